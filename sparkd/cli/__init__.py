@@ -1,0 +1,1 @@
+"""What a person types. Parses, calls, prints. Decides nothing."""

@@ -1,0 +1,1 @@
+"""Configuration files become model objects, or one error that names file, line and key."""

@@ -1,0 +1,1 @@
+"""The container and what runs in it: container, scripts, patches, process, log, endpoint."""

@@ -1,0 +1,1 @@
+"""The host: one file for each part of it that sparkd reads or changes. Carries out, decides nothing."""

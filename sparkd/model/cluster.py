@@ -1,0 +1,110 @@
+"""The cluster: its nodes in rank order, the link that joins them, and the limits sparkd works by."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Data that a person writes: an unknown key is an error, not a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Node(Strict):
+    """One machine. `name` is what people call it; `hostname` defaults to it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")
+    link_address: IPv4Address
+    lan_address: IPv4Address | None = None  # where clients reach the endpoint; the link address where absent
+    hostname: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)  # per-node engine environment, over the recipe's
+
+    @property
+    def lan(self) -> IPv4Address:
+        return self.lan_address or self.link_address
+
+
+class Link(Strict):
+    """The private network between the nodes, and where the daemons listen on it."""
+
+    interface: str = "bond0"
+    mtu: int = Field(default=9000, ge=1280, le=65535)
+    port: int = Field(default=7420, ge=1, le=65535)
+
+
+class DropCaches(StrEnum):
+    ALWAYS = "always"
+    WHEN_SHORT = "when-short"
+    NEVER = "never"
+
+
+class Limits(Strict):
+    """Every wait has a limit. Seconds, unless the name says otherwise."""
+
+    link_grace_s: float = Field(default=120, gt=0)  # after boot, how long a missing link is waited for before it is an alarm
+    exchange_s: float = Field(default=1, gt=0)  # the longest a long poll is held
+    link_loss_max_s: float = Field(default=45, gt=0)  # how long a peer may be unreachable before its half counts as gone
+    start_max_s: float = Field(default=120, gt=0)  # from `systemctl start` to a living engine process
+    load_max_s: float = Field(default=1800, gt=0)  # from a living engine to a listening endpoint
+    prove_max_s: float = Field(default=180, gt=0)  # for the proof's requests together
+    stop_grace_s: float = Field(default=20, gt=0)  # a headless worker needs 11 to 12 s (FIELD.md), then SIGKILL
+    canary_interval_s: float = Field(default=60, gt=0)  # an idle endpoint is asked this often
+    canary_max_s: float = Field(default=60, gt=0)  # one canary's answer
+    hang_max_s: float = Field(default=90, gt=0)  # frozen counters with work waiting, before the engine counts as hung
+    hold_s: float = Field(default=300, gt=0)  # serving this long refills the budget and makes the launch a baseline
+    restarts_max: int = Field(default=6, ge=1)  # lost epochs before sparkd blocks itself
+    backoff_first_s: float = Field(default=0, ge=0)  # the first relaunch is immediate
+    backoff_max_s: float = Field(default=300, gt=0)
+    memory_return_max_s: float = Field(default=240, ge=0)  # memory comes back 1 to 4 minutes after some crashes
+
+
+class Cluster(Strict):
+    """Nodes in rank order: the first is the head (rank 0), every other a headless worker."""
+
+    name: str = Field(default="spark", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    nodes: tuple[Node, ...] = Field(min_length=1)
+    link: Link = Link()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Cluster:
+        for what in ("name", "link_address", "lan_address"):
+            seen: dict[object, int] = {}
+            for index, node in enumerate(self.nodes):
+                value = getattr(node, what)
+                if value is None:
+                    continue
+                if value in seen:
+                    raise ValueError(f"nodes[{index}].{what}: {value} is already used by nodes[{seen[value]}]")
+                seen[value] = index
+        return self
+
+    @property
+    def size(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+
+class OperatorUnit(Strict):
+    """A unit of the operator's own that preflight validates like ours (`vllm-ds4-head.service`)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9:_.@-]+\.service$")
+    nodes: tuple[str, ...] = ()  # names of the nodes that have it; empty: all
+
+
+class Settings(Strict):
+    """The whole of sparkd.yaml."""
+
+    cluster: Cluster
+    recipe: str
+    profile: str | None = None  # None: the recipe's default_profile
+    drop_caches: DropCaches = DropCaches.ALWAYS
+    operator_units: tuple[OperatorUnit, ...] = ()
+    launches_kept: int = Field(default=10, ge=1)  # engine logs kept, one file per launch
+    limits: Limits = Limits()

@@ -1,0 +1,63 @@
+"""One answer of one check: good, warning, bad or unknown, with its evidence and its cure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Verdict(StrEnum):
+    GOOD = "good"
+    WARNING = "warning"
+    BAD = "bad"
+    UNKNOWN = "unknown"  # could not look; never read as good
+
+
+class Cure(StrEnum):
+    """What makes a bad finding go away: decides between waiting, trying again and blocking."""
+
+    WAIT = "wait"  # comes by itself while a node boots: the link, Docker, the peer
+    RELAUNCH = "relaunch"  # another attempt may succeed: memory still being given back, a lost engine
+    PERSON = "person"  # a relaunch cannot cure it: missing script, bad recipe, wrong image, missing weights
+
+
+class Who(StrEnum):
+    SPARKD = "sparkd"
+    OPERATOR = "operator"
+    HANDS = "hands on the machine"
+
+
+class Finding(BaseModel):
+    """`id` is stable ("unit.execstart-path"), `says` is one sentence for a person, `remedy` a command or an instruction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    verdict: Verdict
+    says: str
+    evidence: tuple[str, ...] = ()
+    remedy: str = ""
+    cure: Cure = Cure.PERSON
+    who: Who = Who.OPERATOR
+
+    @property
+    def is_bad(self) -> bool:
+        return self.verdict is Verdict.BAD
+
+
+def bad(id: str, says: str, *, cure: Cure, remedy: str = "", evidence: tuple[str, ...] = (), who: Who = Who.OPERATOR) -> Finding:
+    """A bad finding, in the fewest words."""
+    return Finding(id=id, verdict=Verdict.BAD, says=says, cure=cure, remedy=remedy, evidence=evidence, who=who)
+
+
+def good(id: str, says: str, *, evidence: tuple[str, ...] = ()) -> Finding:
+    return Finding(id=id, verdict=Verdict.GOOD, says=says, evidence=evidence)
+
+
+def warning(id: str, says: str, *, remedy: str = "", evidence: tuple[str, ...] = (), who: Who = Who.OPERATOR) -> Finding:
+    return Finding(id=id, verdict=Verdict.WARNING, says=says, remedy=remedy, evidence=evidence, who=who)
+
+
+def unknown(id: str, says: str, *, remedy: str = "", evidence: tuple[str, ...] = ()) -> Finding:
+    return Finding(id=id, verdict=Verdict.UNKNOWN, says=says, remedy=remedy, evidence=evidence)

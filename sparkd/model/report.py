@@ -1,0 +1,113 @@
+"""What nodes tell each other: a worker's report, the head's intent. Both are level-triggered: each message is whole."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from sparkd.model.finding import Finding
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer peer may say more
+
+
+class Phase(StrEnum):
+    """Where a node stands in its life."""
+
+    IDLE = "idle"
+    PREFLIGHT = "preflight"
+    CLEAN = "clean"
+    CONTAINER = "container"
+    STAGE = "stage"
+    ARMED = "armed"
+    LAUNCHING = "launching"
+    LOADING = "loading"
+    PROVING = "proving"
+    SERVING = "serving"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    BLOCKED = "blocked"
+
+    @property
+    def has_engine(self) -> bool:
+        """An engine of the current epoch lives, or may live, in this phase."""
+        return self in (Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING)
+
+
+class Gate(StrEnum):
+    """How far the head has opened the barrier of an epoch. Only ever opens; ENDED is final."""
+
+    CLOSED = "closed"  # prepare and arm, do not launch
+    WORKERS = "workers"  # every rank is armed: workers launch
+    ALL = "all"  # every worker's engine process lives: the head launches
+    ENDED = "ended"  # the epoch is dead on all nodes
+
+
+class Progress(Frozen):
+    """How far a launch has come, from the engine's log."""
+
+    says: str = ""  # "weights 12/46 shards"
+    fraction: float | None = None  # 0 to 1 of the whole start, None where nothing is learned yet
+    eta_s: float | None = None
+
+
+class Loss(Frozen):
+    """Why an epoch ended on a node."""
+
+    epoch: int
+    finding: Finding
+
+
+class Proof(Frozen):
+    """A real completion that came back: what it held, and when (agent's monotonic clock, seconds)."""
+
+    epoch: int
+    at: float
+    content_chars: int = 0
+    reasoning_field: str | None = None  # "reasoning" or "reasoning_content", None where the recipe has no parser
+    tool_call: bool = False
+    seconds: float = 0.0
+    says: str = ""
+
+
+class Report(Frozen):
+    """One node as it is, told by itself."""
+
+    node: str
+    rank: int
+    version: str
+    boot_id: str
+    epoch: int  # the epoch it works on; the highest it has ever seen where it works on none
+    phase: Phase
+    reason: str = ""
+    plan_digest: str = ""
+    image_id: str = ""
+    weights_digest: str = ""
+    driver: str = ""
+    engine_alive: bool = False  # its top process of this epoch lives and runs the plan's argv
+    loss: Loss | None = None  # the last epoch that ended here
+    blocked: Finding | None = None
+    waiting: Finding | None = None
+    progress: Progress = Progress()
+
+
+class Intent(Frozen):
+    """What the head wants of everyone, and what it knows that a worker shows."""
+
+    run: bool
+    epoch: int
+    gate: Gate
+    profile: str | None = None
+    plan_digest: str = ""
+    image_id: str = ""
+    weights_digest: str = ""
+    driver: str = ""
+    head_phase: Phase = Phase.IDLE
+    head_reason: str = ""
+    head_boot_id: str = ""
+    version: str = ""
+    serving: bool = False  # the epoch has a proof no older than the canary allows
+    proof_age_s: float | None = None
+    progress: Progress = Progress()
