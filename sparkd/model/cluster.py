@@ -7,9 +7,15 @@ from ipaddress import IPv4Address
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sparkd.model.environment import Environment
+
 
 class Strict(BaseModel):
-    """Data that a person writes: an unknown key is an error, not a silence."""
+    """Data that a person writes: an unknown key is an error, not a silence.
+
+    A validator that raises ValueError begins its message with the path of the culprit ("nodes[1].name: ..."),
+    relative to what it validates: the configuration loader finds the line by it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,7 +27,7 @@ class Node(Strict):
     link_address: IPv4Address
     lan_address: IPv4Address | None = None  # where clients reach the endpoint; the link address where absent
     hostname: str = ""
-    environment: dict[str, str] = Field(default_factory=dict)  # per-node engine environment, over the recipe's
+    environment: Environment = Field(default_factory=dict)  # per-node engine environment, over the recipe's
 
     @property
     def lan(self) -> IPv4Address:
@@ -45,9 +51,9 @@ class DropCaches(StrEnum):
 class Limits(Strict):
     """Every wait has a limit. Seconds, unless the name says otherwise."""
 
-    link_grace_s: float = Field(default=120, gt=0)  # after boot, how long a missing link is waited for before it is an alarm
+    link_grace_s: float = Field(default=120, gt=0)  # after boot, how long a missing link is no alarm yet
     exchange_s: float = Field(default=1, gt=0)  # the longest a long poll is held
-    link_loss_max_s: float = Field(default=45, gt=0)  # how long a peer may be unreachable before its half counts as gone
+    link_loss_max_s: float = Field(default=45, gt=0)  # a peer unreachable for so long: its half counts as gone
     start_max_s: float = Field(default=120, gt=0)  # from `systemctl start` to a living engine process
     load_max_s: float = Field(default=1800, gt=0)  # from a living engine to a listening endpoint
     prove_max_s: float = Field(default=180, gt=0)  # for the proof's requests together
@@ -71,15 +77,12 @@ class Cluster(Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> Cluster:
-        for what in ("name", "link_address", "lan_address"):
-            seen: dict[object, int] = {}
-            for index, node in enumerate(self.nodes):
+        owners: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            for what in ("name", "link_address", "lan_address"):
                 value = getattr(node, what)
-                if value is None:
-                    continue
-                if value in seen:
-                    raise ValueError(f"nodes[{index}].{what}: {value} is already used by nodes[{seen[value]}]")
-                seen[value] = index
+                if value is not None and owners.setdefault(str(value), index) != index:
+                    raise ValueError(f"nodes[{index}].{what}: {value} is already used by nodes[{owners[str(value)]}]")
         return self
 
     @property
@@ -108,3 +111,13 @@ class Settings(Strict):
     operator_units: tuple[OperatorUnit, ...] = ()
     launches_kept: int = Field(default=10, ge=1)  # engine logs kept, one file per launch
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _units_on_known_nodes(self) -> Settings:
+        known = [node.name for node in self.cluster.nodes]
+        listed = ", ".join(known)
+        for index, unit in enumerate(self.operator_units):
+            for at, name in enumerate(unit.nodes):
+                if name not in known:
+                    raise ValueError(f"operator_units[{index}].nodes[{at}]: no node is called {name} (known: {listed})")
+        return self

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from sparkd.model.errors import EXIT_FAILED, EXIT_UNKNOWN, SparkdError
+
 
 class Verdict(StrEnum):
     GOOD = "good"
@@ -46,7 +48,9 @@ class Finding(BaseModel):
         return self.verdict is Verdict.BAD
 
 
-def bad(id: str, says: str, *, cure: Cure, remedy: str = "", evidence: tuple[str, ...] = (), who: Who = Who.OPERATOR) -> Finding:
+def bad(
+    id: str, says: str, *, cure: Cure, remedy: str = "", evidence: tuple[str, ...] = (), who: Who = Who.OPERATOR
+) -> Finding:
     """A bad finding, in the fewest words."""
     return Finding(id=id, verdict=Verdict.BAD, says=says, cure=cure, remedy=remedy, evidence=evidence, who=who)
 
@@ -55,9 +59,20 @@ def good(id: str, says: str, *, evidence: tuple[str, ...] = ()) -> Finding:
     return Finding(id=id, verdict=Verdict.GOOD, says=says, evidence=evidence)
 
 
-def warning(id: str, says: str, *, remedy: str = "", evidence: tuple[str, ...] = (), who: Who = Who.OPERATOR) -> Finding:
+def warning(
+    id: str, says: str, *, remedy: str = "", evidence: tuple[str, ...] = (), who: Who = Who.OPERATOR
+) -> Finding:
     return Finding(id=id, verdict=Verdict.WARNING, says=says, remedy=remedy, evidence=evidence, who=who)
 
 
 def unknown(id: str, says: str, *, remedy: str = "", evidence: tuple[str, ...] = ()) -> Finding:
     return Finding(id=id, verdict=Verdict.UNKNOWN, says=says, remedy=remedy, evidence=evidence)
+
+
+class FindingError(SparkdError):
+    """A step that could not be done, for a reason that is already a finding: raised by an effect, recorded as it is."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.says, where=finding.id, hint=finding.remedy)
+        self.finding = finding
+        self.exit_code = EXIT_UNKNOWN if finding.verdict is Verdict.UNKNOWN else EXIT_FAILED

@@ -45,6 +45,15 @@ class Gate(StrEnum):
     ENDED = "ended"  # the epoch is dead on all nodes
 
 
+class Digests(Frozen):
+    """What all ranks of an epoch must have in common, as preflight found it on one node. Empty: could not be read."""
+
+    plan: str = ""
+    image: str = ""
+    weights: str = ""
+    driver: str = ""
+
+
 class Progress(Frozen):
     """How far a launch has come, from the engine's log."""
 
@@ -65,7 +74,7 @@ class Proof(Frozen):
 
     epoch: int
     at: float
-    content_chars: int = 0
+    content_chars: int = 0  # of the answer's content
     reasoning_field: str | None = None  # "reasoning" or "reasoning_content", None where the recipe has no parser
     tool_call: bool = False
     seconds: float = 0.0
@@ -100,6 +109,9 @@ class Intent(Frozen):
     epoch: int
     gate: Gate
     profile: str | None = None
+    generation: int = (
+        0  # grows with each start, restart or profile change: a node that sees a new one reads its files again
+    )
     plan_digest: str = ""
     image_id: str = ""
     weights_digest: str = ""
@@ -111,3 +123,25 @@ class Intent(Frozen):
     serving: bool = False  # the epoch has a proof no older than the canary allows
     proof_age_s: float | None = None
     progress: Progress = Progress()
+
+
+class Saved(Frozen):
+    """What must survive a restart of the daemon or of the node. Lost or corrupt, it costs at most a restart of the engine."""
+
+    boot_id: str = ""  # the boot that wrote it
+    epoch: int = 0
+    run: bool = True
+    gate: Gate = Gate.ENDED
+    profile: str | None = None
+    generation: int = 0
+    launch_epoch: int | None = None  # the epoch of the living launch, if any
+    serving: bool = False
+    restarts_used: int = 0
+    loss: Loss | None = None
+    blocked: Finding | None = None
+    blocked_fingerprint: str = ""
+
+
+def launch_id(boot_id: str, epoch: int) -> str:
+    """`<boot id, 8 hex digits>-<epoch>`: names a launch for ever, in every process's environment."""
+    return f"{boot_id.replace('-', '')[:8]}-{epoch}"
