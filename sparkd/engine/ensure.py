@@ -1,0 +1,123 @@
+"""Making the plan's container exist and run, and never replacing one.
+
+What a writable layer holds may be the only copy of something, so a container that differs from the plan is a
+finding for a person: it names the differences, what would be lost, and the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sparkd.engine.spec import ContainerState, differences, notes
+from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.finding import Cure, Finding, FindingError, bad
+from sparkd.model.plan import ContainerSpec
+
+if TYPE_CHECKING:
+    from sparkd.engine.container import Docker
+
+
+@dataclass(frozen=True)
+class Ensured:
+    """How the container came to run. `says` is the sentence for the events."""
+
+    action: Literal["kept", "started", "created"]
+    says: str
+    state: ContainerState
+
+
+def ensure(docker: Docker, spec: ContainerSpec, labels: Mapping[str, str], *, image_id: str | None) -> Ensured:
+    """Makes the plan's container exist and run; never replaces one.
+
+    `image_id` is what the plan's image name means on this node (None: ask). Raises FindingError with
+    `image.missing`, `container.differs`, `container.foreign`, `container.busy` or `container.start-failed`.
+    """
+    image_id = image_id or docker.image_id(spec.image)
+    state = docker.inspect(spec.name)
+    if state is None:
+        return _created(docker, spec, labels, image_id)
+    found = differences(state, spec, image_id=image_id, runtimes=docker.runtimes())
+    if found:
+        raise FindingError(_differs(docker, state, found))
+    asides = notes(state, spec) if not state.is_ours else []
+    made_by = "" if state.is_ours else "; made by hand, adopted as it is" + "".join(f": {note}" for note in asides[:1])
+    if state.running and state.status != "paused":
+        return Ensured("kept", f"container {spec.name} runs and matches the plan{made_by}", state)
+    return _started(docker, spec, state, made_by)
+
+
+def _created(docker: Docker, spec: ContainerSpec, labels: Mapping[str, str], image_id: str | None) -> Ensured:
+    if image_id is None:
+        raise FindingError(
+            bad(
+                "image.missing",
+                f"image {spec.image} is not on this node",
+                cure=Cure.PERSON,
+                remedy=f"docker pull {spec.image}",
+            )
+        )
+    try:
+        state = docker.create_and_start(spec, labels)
+    except UnreachableError:
+        raise
+    except SparkdError as error:
+        raise FindingError(_start_failed(spec, error)) from error
+    _require_running(docker, spec, state)
+    return Ensured("created", f"container {spec.name} did not exist: created from the plan ({spec.image})", state)
+
+
+def _started(docker: Docker, spec: ContainerSpec, state: ContainerState, made_by: str) -> Ensured:
+    if state.status in ("removing", "restarting", "dead"):
+        raise FindingError(
+            bad(
+                "container.busy",
+                f"container {spec.name} is {state.status}",
+                cure=Cure.RELAUNCH,
+                remedy=f"docker rm -f {spec.name}  # only if it stays so",
+            )
+        )
+    try:
+        if state.status == "paused":
+            docker.unpause(spec.name)
+        else:
+            docker.start(spec.name)
+    except UnreachableError:
+        raise
+    except SparkdError as error:
+        raise FindingError(_start_failed(spec, error)) from error
+    after = docker.inspect(spec.name) or state
+    _require_running(docker, spec, after)
+    was = "was made but never started" if state.status == "created" else f"was {state.status} ({state.exit_code})"
+    return Ensured("started", f"container {spec.name} {was}: started{made_by}", after)
+
+
+def _start_failed(spec: ContainerSpec, error: SparkdError, *output: str) -> Finding:
+    return bad(
+        "container.start-failed",
+        f"container {spec.name} could not be started",
+        cure=Cure.RELAUNCH,  # a driver that is still loading, a device that is not there yet
+        remedy=f"docker start {spec.name}; journalctl -u docker -n 50",
+        evidence=(error.message, *output),
+    )
+
+
+def _require_running(docker: Docker, spec: ContainerSpec, state: ContainerState) -> None:
+    """The daemon may start a container whose program ends at once; what it printed says why."""
+    if not state.running:
+        ended = SparkdError(f"its command {' '.join(spec.command)} ended with status {state.exit_code}")
+        raise FindingError(_start_failed(spec, ended, *docker.last_output(spec.name)))
+
+
+def _differs(docker: Docker, state: ContainerState, found: list[str]) -> Finding:
+    lost = docker.writable_layer(state.name)
+    loses = "removing it would lose from its writable layer:" if lost else "its writable layer holds nothing"
+    who = "is sparkd's own" if state.is_ours else "was not made by sparkd"
+    return bad(
+        "container.differs" if state.is_ours else "container.foreign",
+        f"container {state.name} {who} and differs from the plan: {'; '.join(found)}",
+        cure=Cure.PERSON,
+        remedy=f"save what you need of it, then: docker rm -f {state.name}  # sparkd makes it anew from the plan",
+        evidence=(*found, loses, *lost),
+    )

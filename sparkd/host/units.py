@@ -1,0 +1,277 @@
+"""systemd's units, over D-Bus. The only module that opens it, and it does so lazily: pystemd costs 11 MiB.
+
+pystemd holds Python's global lock while it waits for an answer, so only calls that systemd answers at once go through
+it: a job is queued and then asked after, and `reload_daemon`, which systemd answers when it is done, is systemctl's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparkd.host.run import run
+from sparkd.model.errors import SparkdError, UnreachableError
+
+SYSTEMD = b"org.freedesktop.systemd1"
+MANAGER_PATH = b"/org/freedesktop/systemd1"
+MANAGER = b"org.freedesktop.systemd1.Manager"
+UNIT = b"org.freedesktop.systemd1.Unit"
+SERVICE = b"org.freedesktop.systemd1.Service"
+PROPERTIES = b"org.freedesktop.DBus.Properties"
+
+PRIVATE_SOCKET = "/run/systemd/private"  # systemd's own, root only: works while the bus is away, as systemctl does
+CALL_TIMEOUT = "10s"  # one call; sd-bus would wait 25 s, longer than our watchdog should have to
+POLL_FIRST_S, POLL_MAX_S = 0.02, 0.2  # between two looks at a job: most are done at once
+RELOAD_MAX_S = 60.0
+
+Argv = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """A unit as systemd has it loaded. Commands have the program's path as their first element."""
+
+    name: str
+    load_state: str  # loaded, not-found, bad-setting, error, masked
+    active_state: str  # active, activating, inactive, deactivating, failed, reloading
+    sub_state: str
+    result: str = ""  # success, exit-code, signal, timeout, start-limit-hit, ...; empty for what is no service
+    main_pid: int = 0  # 0: none
+    exec_main_status: int = 0  # exit status or signal of the last main process
+    exec_main_code: int = 0  # of waitid(2): 1 exited, 2 killed, 3 dumped; 0 none has ended yet
+    fragment_path: str = ""
+    drop_ins: tuple[str, ...] = ()
+    exec_start: tuple[Argv, ...] = ()
+    exec_start_pre: tuple[Argv, ...] = ()
+    n_restarts: int = 0
+    invocation_id: str = ""  # hex, another one at each start
+    restart: str = ""  # no, on-failure, always, ...
+    working_directory: str = ""
+    ignored: tuple[Argv, ...] = ()  # commands written with "-": their failure does not matter to systemd
+    needs_reload: bool = False  # its files changed on disk since systemd read them
+
+    @property
+    def exists(self) -> bool:
+        return self.load_state not in ("not-found", "")
+
+    @property
+    def says(self) -> str:
+        """How it stands, as `systemctl status` would put it: "failed (failed), Result: exit-code, status=127"."""
+        words = f"{self.active_state} ({self.sub_state})"
+        if self.load_state != "loaded":
+            return f"{self.load_state}, {words}"
+        if self.result and self.result != "success":
+            code = {1: "status", 2: "signal", 3: "signal"}.get(self.exec_main_code)
+            words += f", Result: {self.result}" + (f", {code}={self.exec_main_status}" if code else "")
+        return words
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def unit_state(name: str) -> UnitState:
+    """Raises UnreachableError without systemd, SparkdError when it refuses the name.
+
+    systemd forgets the status of a unit that ended well and that no loaded unit refers to: `exec_main_code` is 0 then.
+    """
+    with _systemd(name) as bus:
+        return _state(bus, _path(bus, name), name)
+
+
+def parse_state(name: str, unit: Mapping[bytes, Any], service: Mapping[bytes, Any]) -> UnitState:
+    """Properties of the Unit and Service interfaces, as D-Bus gives them (`service` is empty for other kinds)."""
+    commands = {key: [_command(raw) for raw in service.get(key, [])] for key in (b"ExecStart", b"ExecStartPre")}
+    return UnitState(
+        name=name,
+        load_state=_text(unit, b"LoadState"),
+        active_state=_text(unit, b"ActiveState"),
+        sub_state=_text(unit, b"SubState"),
+        result=_text(service, b"Result"),
+        main_pid=int(service.get(b"MainPID", 0)),
+        exec_main_status=int(service.get(b"ExecMainStatus", 0)),
+        exec_main_code=int(service.get(b"ExecMainCode", 0)),
+        fragment_path=_text(unit, b"FragmentPath"),
+        drop_ins=tuple(os.fsdecode(path) for path in unit.get(b"DropInPaths", [])),
+        exec_start=tuple(argv for argv, _ in commands[b"ExecStart"]),
+        exec_start_pre=tuple(argv for argv, _ in commands[b"ExecStartPre"]),
+        n_restarts=int(service.get(b"NRestarts", 0)),
+        invocation_id=bytes(unit.get(b"InvocationID", [])).hex(),
+        restart=_text(service, b"Restart"),
+        working_directory=_text(service, b"WorkingDirectory"),
+        ignored=tuple(argv for both in commands.values() for argv, ignored in both if ignored),
+        needs_reload=bool(unit.get(b"NeedDaemonReload", False)),
+    )
+
+
+def _command(raw: tuple[Any, ...]) -> tuple[Argv, bool]:
+    """(path, argv, ignore failure, times and statuses of the last run...), D-Bus type (sasbttttuii)."""
+    path, argv, ignored = raw[:3]
+    return (os.fsdecode(path), *(os.fsdecode(word) for word in argv[1:])), bool(ignored)
+
+
+def _text(properties: Mapping[bytes, Any], key: bytes) -> str:
+    return os.fsdecode(properties.get(key, b""))
+
+
+# --- changing -------------------------------------------------------------------------------------
+
+
+def start_unit(name: str, *, timeout_s: float) -> UnitState:
+    """Starts it and waits for the job. A service that ran and ended by itself meanwhile is returned as it is.
+
+    Raises SparkdError naming the unit when it does not exist, fails to start, or is not done within `timeout_s`.
+    """
+    with _systemd(name) as bus:
+        path = _path(bus, name)
+        _hold(bus, name)
+        before = _state(bus, path, name)
+        if not before.exists:
+            raise SparkdError(
+                "there is no such unit", where=name, hint=f"systemctl cat {name}; systemctl daemon-reload"
+            )
+        _call(bus, b"StartUnit", b"ss", name.encode(), b"replace")
+        state = _wait_for_job(bus, path, name, "start", timeout_s)
+    ran = state.active_state == "active" or state.invocation_id != before.invocation_id
+    if state.active_state == "failed" or not ran:
+        raise SparkdError(f"did not start: {state.says}", where=name, hint=f"journalctl -u {name} -n 50")
+    return state
+
+
+def stop_unit(name: str, *, timeout_s: float) -> UnitState:
+    """Stops it and waits for the job; one that does not run, or does not exist, is stopped already."""
+    with _systemd(name) as bus:
+        path = _path(bus, name)
+        _hold(bus, name)
+        before = _state(bus, path, name)
+        if not before.exists or before.active_state in ("inactive", "failed"):
+            return before
+        _call(bus, b"StopUnit", b"ss", name.encode(), b"replace")
+        return _wait_for_job(bus, path, name, "stop", timeout_s)
+
+
+def reset_failed(name: str) -> None:
+    """Forgets that it failed, and why. Nothing to forget is fine."""
+    with _systemd(name) as bus:
+        _hold(bus, name)
+        if _state(bus, _path(bus, name), name).active_state == "failed":
+            _call(bus, b"ResetFailedUnit", b"s", name.encode())
+
+
+def reload_daemon() -> None:
+    """Makes systemd read its unit files again. Takes a second or more on a big machine."""
+    run(["systemctl", "daemon-reload"], timeout_s=RELOAD_MAX_S, check=True)
+
+
+def _wait_for_job(bus: Any, path: bytes, name: str, job: str, timeout_s: float) -> UnitState:
+    until = time.monotonic() + timeout_s
+    pause_s = POLL_FIRST_S
+    while True:
+        if bus.get_property(SYSTEMD, path, UNIT, b"Job", b"(uo)")[0] == 0:
+            return _state(bus, path, name)
+        if time.monotonic() >= until:
+            state = _state(bus, path, name)
+            raise SparkdError(f"its {job} is not done after {timeout_s:g} s: {state.says}", where=name)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, POLL_MAX_S)
+
+
+# --- the bus --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _systemd(name: str) -> Iterator[Any]:
+    """A connection of its own for each use, so that threads share none. Errors of D-Bus become ours, naming the unit."""
+    os.environ.setdefault("SYSTEMD_BUS_TIMEOUT", CALL_TIMEOUT)  # read by libsystemd when it connects
+    try:
+        from pystemd import dbusexc, dbuslib
+    except ImportError as error:
+        raise UnreachableError(f"cannot talk to systemd: {error}", where=name, hint="pip install pystemd") from None
+    try:
+        bus = _open((dbuslib.DBus, lambda: dbuslib.DBusAddress(f"unix:path={PRIVATE_SOCKET}".encode(), True)))
+    except dbusexc.DBusBaseError as error:
+        raise UnreachableError(
+            f"cannot reach systemd: {os.strerror(abs(error.errno))}", where=name, hint="is systemd PID 1 here?"
+        ) from None
+    away = (
+        dbusexc.DBusDisconnectedError,
+        dbusexc.DBusNoReplyError,
+        dbusexc.DBusServiceUnknownError,
+        dbusexc.DBusTimeoutError,
+        dbusexc.DBusTimedOutError,
+        dbusexc.DBusNoServerError,
+    )
+    try:
+        yield bus
+    except away as error:
+        raise UnreachableError(f"systemd does not answer: {_reason(error)}", where=name) from None
+    except (dbusexc.DBusAccessDeniedError, dbusexc.DBusInteractiveAuthorizationRequiredError) as error:
+        raise SparkdError(f"systemd does not allow it: {_reason(error)}", where=name, hint="run as root") from None
+    except dbusexc.DBusBaseError as error:
+        raise SparkdError(f"systemd refused: {_reason(error)}", where=name) from None
+    finally:
+        bus.close()
+
+
+def _open(ways: tuple[Callable[[], Any], ...]) -> Any:
+    """The first way in that works; the first one's error when none does."""
+    from pystemd.dbusexc import DBusBaseError
+
+    first: Exception | None = None
+    for way in ways:
+        bus = way()
+        try:
+            bus.open()
+        except DBusBaseError as error:
+            first = first or error
+            continue
+        return bus
+    assert first is not None
+    raise first
+
+
+def _hold(bus: Any, name: str) -> None:
+    """Keeps systemd from forgetting the unit, and how it ended, as long as this connection lasts.
+
+    It forgets one that is inactive and that nothing refers to, at once. Not to be had on systemd's private socket.
+    """
+    from pystemd.dbusexc import DBusBaseError
+
+    with contextlib.suppress(DBusBaseError):
+        _call(bus, b"RefUnit", b"s", name.encode())
+
+
+def _path(bus: Any, name: str) -> bytes:
+    """D-Bus path of a unit, which systemd loads for it: a unit without a file has one as well, as "not-found"."""
+    path: bytes = _call(bus, b"LoadUnit", b"s", name.encode())
+    return path
+
+
+def _state(bus: Any, path: bytes, name: str) -> UnitState:
+    unit = _properties(bus, path, UNIT)
+    service = _properties(bus, path, SERVICE) if name.endswith(".service") else {}
+    return parse_state(name, unit, service)
+
+
+def _properties(bus: Any, path: bytes, interface: bytes) -> dict[bytes, Any]:
+    from pystemd.dbuslib import apply_signature
+
+    answer = bus.call_method(SYSTEMD, path, PROPERTIES, b"GetAll", apply_signature(b"s", [interface]))
+    properties: dict[bytes, Any] = answer.body
+    return properties
+
+
+def _call(bus: Any, method: bytes, signature: bytes, *arguments: bytes) -> Any:
+    from pystemd.dbuslib import apply_signature
+
+    return bus.call_method(SYSTEMD, MANAGER_PATH, MANAGER, method, apply_signature(signature, list(arguments))).body
+
+
+def _reason(error: Any) -> str:
+    """systemd's own words, which are good; the errno behind them only where there are none."""
+    message = error.err_message
+    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+    return text or os.strerror(abs(error.errno))
