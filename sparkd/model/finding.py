@@ -33,7 +33,7 @@ class Who(StrEnum):
 class Finding(BaseModel):
     """`id` is stable ("unit.execstart-path"), `says` is one sentence for a person, `remedy` a command or an instruction."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a newer peer or state file may say more
 
     id: str
     verdict: Verdict

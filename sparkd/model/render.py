@@ -25,6 +25,8 @@ if [ "$#" -ne 1 ] || [ -z "$1" ]; then
     exit {exit_no_launch_id}
 fi
 export {launch_id}="$1"
+# vLLM titles its processes; unless told so, setproctitle overwrites with the title what /proc shows of their environment.
+export SPT_NOENV=1
 """
 
 _API_KEY = """\

@@ -9,6 +9,8 @@ if [ "$#" -ne 1 ] || [ -z "$1" ]; then
     exit 64
 fi
 export SPARKD_LAUNCH_ID="$1"
+# vLLM titles its processes; unless told so, setproctitle overwrites with the title what /proc shows of their environment.
+export SPT_NOENV=1
 
 # Known to break the engine, wherever it came from.
 if [ "${VLLM_WORKER_MULTIPROC_METHOD-}" = fork ]; then unset VLLM_WORKER_MULTIPROC_METHOD; fi

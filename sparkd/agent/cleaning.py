@@ -1,0 +1,184 @@
+"""Clean before a launch: prove ownership, end stale engines, clear leftovers, drop the page cache, measure what came back.
+
+`survey` looks and changes nothing (it is `sparkd clean --dry-run`); `clean` acts on what the survey proved to be ours.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from sparkd.engine.container import Docker
+from sparkd.host import memory, ports, processes, shm
+from sparkd.model.cluster import DropCaches
+from sparkd.model.errors import SparkdError
+from sparkd.model.finding import Cure, Finding, FindingError, Who, bad
+from sparkd.model.plan import Plan
+
+GIB = 2**30
+STALE_GRACE_S = 15.0  # a headless worker needs 11 to 12 s to go by itself (FIELD.md 1.4)
+PORTS_FREE_MAX_S = 5.0
+MEMORY_SETTLES_MAX_S = 10.0  # what takes longer is waited for in backoff, not here
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is lying about on this node. `stale` and `leftovers` are proven ours; `foreign` is only reported."""
+
+    stale: tuple[tuple[processes.EngineProcess, str], ...]  # with the reason of ownership
+    foreign: tuple[tuple[processes.EngineProcess, str], ...]  # with why it is left alone
+    leftovers: tuple[shm.Segment, ...]
+    taken: tuple[ports.Listener, ...]  # of the plan's ports
+
+    def lines(self) -> list[str]:
+        """For a person: what would be cleaned, what would be left alone, and why."""
+        mib = 2**20
+        lines = [f"process {p.pid} {p.title}: stale, {why}" for p, why in self.stale]
+        lines += [f"process {p.pid} {p.title}: left alone, {why}" for p, why in self.foreign]
+        lines += [f"{s.path}: leftover of {s.bytes / mib:.1f} MiB, nobody maps or opens it" for s in self.leftovers]
+        owners = {p.pid for p, _ in self.stale}
+        for listener in self.taken:
+            if not owners.intersection(listener.pids):
+                lines.append(f"port {listener.port}: held by {_holder(listener)}")
+        return lines
+
+
+def needed_ports(plan: Plan) -> tuple[int, ...]:
+    """The ports that this rank's engine will bind: only the head binds fixed ones."""
+    if not plan.is_head:
+        return ()
+    return (plan.api_port, plan.rendezvous_port) if plan.size > 1 else (plan.api_port,)
+
+
+def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> Survey:
+    """Look, and prove whose everything is. `living_launch` is the launch that is meant to live, if one is."""
+    fixed = (plan.api_port, plan.rendezvous_port)
+    listeners = ports.listeners(fixed)
+    ours = our_containers(plan, docker)
+    stale, foreign = [], []
+    for process in processes.engine_processes():
+        if living_launch is not None and process.launch_id == living_launch:
+            continue
+        why = processes.owned(process, container_ids=ours, our_ports=fixed, listeners=listeners)
+        if why is not None:
+            stale.append((process, why))
+        elif processes.is_engine_proper(process):
+            foreign.append((process, "nothing proves that it is ours"))
+    leftovers = shm.leftovers(shm.segments(), older_than=time.time())
+    return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(listeners))
+
+
+def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:
+    """The plan's container, where it carries our label for this cluster or is the one the operator named in the recipe."""
+    state = docker.inspect(plan.container.name)
+    if state is None or state.labels.get("io.sparkd.managed") != "true":
+        return ()
+    return (state.id,)
+
+
+def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
+    """Returns what was done, in one sentence. Raises FindingError where the node is not fit for a launch."""
+    found = survey(plan, docker)
+    did = []
+    if found.stale:
+        ended = processes.end([process for process, _ in found.stale], grace_s=STALE_GRACE_S)
+        if ended.survivors:
+            says = f"stale engine processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)"
+            raise FindingError(
+                bad("process.unkillable", says, cure=Cure.RELAUNCH, who=Who.HANDS, remedy="reboot the node")
+            )
+        names = ", ".join(sorted({process.title for process, _ in found.stale}))
+        did.append(f"{len(found.stale)} stale processes ended in {ended.seconds:.1f} s ({names})")
+    _wait_ports_free(plan)
+    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))
+    if removed:
+        did.append(f"{len(removed)} leftover segments removed ({sum(s.bytes for s in removed) / GIB:.2f} GiB)")
+    did.append(_drop(plan, policy))
+    _wait_memory(plan)
+    return "; ".join(did)
+
+
+def _wait_ports_free(plan: Plan) -> None:
+    needed = needed_ports(plan)
+    deadline = time.monotonic() + PORTS_FREE_MAX_S
+    while True:
+        taken = [port for port in needed if not ports.can_bind(port)]
+        if not taken:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    held = {listener.port: listener for listener in ports.listeners(taken)}
+    who = "; ".join(f"port {p} by {_holder(held[p]) if p in held else 'a socket that does not listen'}" for p in taken)
+    remedy = "; ".join(f"ss -ltnp 'sport = :{port}'" for port in taken)
+    raise FindingError(bad("port.taken", f"held by someone else: {who}", cure=Cure.PERSON, remedy=remedy))
+
+
+def _drop(plan: Plan, policy: DropCaches) -> str:
+    now = memory.read_memory()
+    short = now.free < memory_needed(plan, now)
+    if policy is DropCaches.NEVER or (policy is DropCaches.WHEN_SHORT and not short):
+        return f"page cache kept (policy {policy}): {now.free / GIB:.1f} GiB free"
+    try:
+        drop = memory.drop_page_cache()
+    except SparkdError as error:
+        if not short:
+            return f"page cache not dropped ({error.message}), but {now.free / GIB:.1f} GiB are free"
+        raise FindingError(bad("memory.page-cache", error.message, cure=Cure.PERSON, remedy=error.hint)) from error
+    free = f"free {drop.before.free / GIB:.1f} -> {drop.after.free / GIB:.1f} GiB"
+    return f"page cache dropped: {free} ({drop.gained_bytes / GIB:+.1f}) in {drop.seconds:.1f} s"
+
+
+def memory_needed(plan: Plan, memory_now: memory.Memory) -> int:
+    """Bytes that vLLM will ask for: its share of the unified memory, which must be *free* (FIELD.md 9)."""
+    return int((plan.gpu_memory_utilization or 0.0) * memory_now.total)
+
+
+def _wait_memory(plan: Plan) -> None:
+    """Memory may come back some seconds after a crash. Longer than that is a finding, retried later."""
+    deadline = time.monotonic() + MEMORY_SETTLES_MAX_S
+    while True:
+        now = memory.read_memory()
+        needed = memory_needed(plan, now)
+        if now.free >= needed:
+            return
+        if time.monotonic() > deadline:
+            raise FindingError(_short(plan, now, needed))
+        time.sleep(1)
+
+
+def _short(plan: Plan, now: memory.Memory, needed: int) -> Finding:
+    says = (
+        f"{now.free / GIB:.1f} GiB of {now.total / GIB:.1f} are free, "
+        f"gpu-memory-utilization {plan.gpu_memory_utilization} needs {needed / GIB:.1f}"
+    )
+    cache = f"page cache {now.cached / GIB:.1f} GiB, shared memory {now.shmem / GIB:.1f} GiB, available {now.available / GIB:.1f} GiB"
+    remedy = "see what holds it: `ps aux --sort=-rss | head`; lower gpu-memory-utilization; drop the page cache"
+    return bad("memory.short", says, cure=Cure.RELAUNCH, evidence=(cache,), remedy=remedy)
+
+
+def _holder(listener: ports.Listener) -> str:
+    if not listener.pids:
+        return "an unknown process"
+    return ", ".join(f"{name} (pid {pid})" for pid, name in zip(listener.pids, listener.names, strict=False))
+
+
+def _pids(pids: tuple[int, ...]) -> str:
+    return ", ".join(str(pid) for pid in pids)
+
+
+def tidy(plan: Plan, docker: Docker, *, living_launch: str | None, dry_run: bool) -> list[str]:
+    """`sparkd clean`: like the step before a launch, but beside an engine that may live, which is left alone with all it uses."""
+    found = survey(plan, docker, living_launch=living_launch)
+    lines = found.lines()
+    if dry_run:
+        return lines or ["nothing to clean"]
+    if found.stale:
+        ended = processes.end([process for process, _ in found.stale], grace_s=STALE_GRACE_S)
+        lines.append(f"ended {len(ended.terminated)} stale processes in {ended.seconds:.1f} s")
+    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))
+    if removed:
+        lines.append(f"removed {len(removed)} leftover segments")
+    if living_launch is None:
+        lines.append(_drop(plan, DropCaches.ALWAYS))
+    return lines or ["nothing to clean"]

@@ -1,0 +1,82 @@
+"""The events: every decision is a sentence, kept on disk, followed by `sparkd events -f`, and copied to the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("sparkd")
+
+KEPT = 500  # in memory, for readers
+FILE_MAX_BYTES = 1_000_000  # then the file is turned over once; one old file is kept
+FOLLOWER_QUEUE_MAX = 1000
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """Append-only. A disk that refuses is said once and never stops the daemon."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._recent: deque[Record] = deque(_tail(path), maxlen=KEPT)
+        self._followers: set[asyncio.Queue[Record]] = set()
+        self._disk_complained = False
+
+    def add(self, id: str, says: str, *, epoch: int, phase: str, alarm: bool = False) -> None:
+        at = datetime.now(UTC).astimezone().isoformat(timespec="milliseconds")
+        record: Record = {"at": at, "id": id, "says": says, "epoch": epoch, "phase": phase, "alarm": alarm}
+        log.log(logging.WARNING if alarm else logging.INFO, "%s: %s", id, says)
+        self._recent.append(record)
+        self._write(record)
+        for queue in self._followers:
+            if queue.qsize() < FOLLOWER_QUEUE_MAX:
+                queue.put_nowait(record)
+
+    def last(self, count: int) -> list[Record]:
+        return list(self._recent)[-count:] if count > 0 else []
+
+    async def follow(self) -> AsyncIterator[Record]:
+        queue: asyncio.Queue[Record] = asyncio.Queue()
+        self._followers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._followers.discard(queue)
+
+    def _write(self, record: Record) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and self._path.stat().st_size > FILE_MAX_BYTES:
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._disk_complained = False
+        except OSError as error:
+            if not self._disk_complained:
+                log.warning("events cannot be written to %s: %s", self._path, error)
+            self._disk_complained = True
+
+
+def _tail(path: Path) -> list[Record]:
+    """The last events on disk; lines that are not whole are skipped."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-KEPT:]
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "says" in record:
+            records.append(record)
+    return records

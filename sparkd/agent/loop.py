@@ -1,0 +1,203 @@
+"""The only loop: an event comes in, `control.step` decides, actions go out, systemd hears of it.
+
+Everything that takes time runs in a lane (a thread or two) and comes back as an event; everything that waits is a task
+that posts events. The loop itself never blocks for longer than it takes to sync one small file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import assert_never
+
+import sdnotify
+
+from sparkd.agent.effects import Effects
+from sparkd.agent.journal import Journal
+from sparkd.agent.store import Store
+from sparkd.control import node as control
+from sparkd.control.state import (
+    Action,
+    Canary,
+    CanaryBack,
+    Event,
+    Failed,
+    Look,
+    Me,
+    NodeState,
+    Note,
+    Prepare,
+    Prove,
+    Reload,
+    Save,
+    Start,
+    Stop,
+    Tell,
+    Tick,
+)
+from sparkd.host.clock import monotonic
+from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.finding import Cure, FindingError, bad
+from sparkd.model.report import Phase
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0  # the longest time between two turns: time-outs are noticed with this precision
+
+
+class Agent:
+    """One node's daemon. `state` is replaced whole at each turn and never changed in place."""
+
+    def __init__(self, me: Me, effects: Effects, store: Store, journal: Journal) -> None:
+        self.me = me
+        self.state: NodeState = control.begin(me)
+        self.effects = effects
+        self.journal = journal
+        self.version = 0  # of the intent (head) or report (worker): grows whenever it changed
+        self.on_turn: list[Callable[[NodeState, NodeState], None]] = []  # sources follow the state from here
+        self._store = store
+        self._changed = asyncio.Event()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        # Steps change the node and are taken one at a time. Asking the endpoint may hang for minutes: a lane of its own,
+        # so that a stop never waits for an answer.
+        self._steps = ThreadPoolExecutor(1, "step")
+        self._asking = ThreadPoolExecutor(2, "ask")
+        self._notifier = sdnotify.SystemdNotifier()
+        self._status = ""
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
+
+    # --- what the sources use ---
+
+    def post(self, event: Event) -> None:
+        """From the loop's own thread."""
+        self._queue.put_nowait(event)
+
+    async def wait_changed(self, known: int, hold_s: float) -> int:
+        """The version of what is told to peers, as soon as it is not `known`, or after `hold_s` seconds."""
+        deadline = self._loop.time() + hold_s
+        while self.version == known and (left_s := deadline - self._loop.time()) > 0:
+            try:
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            except TimeoutError:
+                break
+        return self.version
+
+    # --- the loop ---
+
+    async def run(self, first: Event, stop: asyncio.Event) -> None:
+        """Turn until `stop` is set. The engine is left alone when the daemon ends (invariant 8)."""
+        self.turn(first)
+        self._notifier.notify("READY=1")
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                getting = asyncio.create_task(self._queue.get())
+                await asyncio.wait({getting, stopping}, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+                if getting.done():
+                    self.turn(getting.result())
+                else:
+                    getting.cancel()
+                    self.turn(Tick())
+        finally:
+            stopping.cancel()
+            self._notifier.notify("STOPPING=1\nSTATUS=the daemon stops; the engine is left as it is")
+            for lane in (self._steps, self._asking):
+                lane.shutdown(wait=False, cancel_futures=True)
+
+    def turn(self, event: Event) -> None:
+        """One event, whole. The watchdog is fed only by a turn that was completed."""
+        now = monotonic()
+        before = self.state
+        self.state, actions = control.step(before, event, now)
+        for action in actions:
+            self._carry_out(action)
+        for follow in self.on_turn:
+            follow(before, self.state)
+        self._tell_systemd(control.reason(self.state, now))
+
+    def note(self, id: str, says: str, *, alarm: bool = False) -> None:
+        self.journal.add(id, says, epoch=self.state.epoch, phase=self.state.phase, alarm=alarm)
+
+    def _tell_systemd(self, status: str) -> None:
+        message = "WATCHDOG=1" if "WATCHDOG_USEC" in os.environ else ""
+        if status != self._status:
+            self._status = status
+            message += f"\nSTATUS={status}"
+        if message:
+            self._notifier.notify(message.strip())
+
+    # --- actions ---
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Note(id=id, says=says, alarm=alarm):
+                self.note(id, says, alarm=alarm)
+            case Save(saved=saved):
+                try:
+                    self._store.save(saved)
+                except OSError as error:
+                    self.note("state.not-saved", f"the state could not be saved: {error}", alarm=True)
+            case Tell():
+                self.version += 1
+                self._changed.set()
+                self._changed = asyncio.Event()
+            case Reload(generation=generation):
+                self._reload(generation)
+            case Prepare(ticket=ticket):
+                self._in_lane(self._steps, ticket, lambda: self.effects.prepare(action))
+            case Start(ticket=ticket):
+                self._in_lane(self._steps, ticket, lambda: self.effects.start(action))
+            case Stop(ticket=ticket):
+                self._in_lane(self._steps, ticket, lambda: self.effects.stop(action))
+            case Prove(ticket=ticket):
+                self._in_lane(self._asking, ticket, lambda: self.effects.prove(action))
+            case Canary(ticket=ticket):
+                self._in_lane(self._asking, ticket, lambda: self.effects.canary(action), canary=True)
+            case Look():
+                self._in_lane(self._steps, -1, self.effects.look)
+            case _:
+                assert_never(action)
+
+    def _reload(self, generation: int) -> None:
+        try:
+            says = self.effects.reload()
+        except SparkdError as error:
+            self.note("config.invalid", f"the configuration was not taken: {error}", alarm=True)
+        else:
+            self.note("config.loaded", f"{says} (generation {generation})")
+
+    def _in_lane(
+        self, lane: ThreadPoolExecutor, ticket: int, effect: Callable[[], Event], *, canary: bool = False
+    ) -> None:
+        """Run an effect in a lane; its answer, or what went wrong with it, is the next event."""
+
+        def run() -> Event:
+            try:
+                return effect()
+            except FindingError as error:
+                finding = error.finding
+            except UnreachableError as error:  # Docker or systemd is away: it comes back by itself
+                finding = bad("step.unreachable", str(error), cure=Cure.WAIT, remedy=error.hint)
+            except SparkdError as error:
+                finding = bad("step.failed", str(error), cure=Cure.RELAUNCH, remedy=error.hint)
+            except Exception as error:
+                log.exception("an effect failed in a way that nobody foresaw")
+                finding = bad(
+                    "sparkd.bug", f"{type(error).__name__}: {error}", cure=Cure.RELAUNCH, remedy="sparkd report"
+                )
+            return CanaryBack(ticket, None, finding) if canary else Failed(ticket, finding)
+
+        async def carry() -> None:
+            self.post(await self._loop.run_in_executor(lane, run))
+
+        task = self._loop.create_task(carry())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @property
+    def serving(self) -> bool:
+        return self.state.phase is Phase.SERVING

@@ -1,0 +1,238 @@
+"""The local control socket, the daemon's side: who may ask for what, each client bounded. The other side is local.py.
+
+Everyone on the node may read; what changes something is for root, and for members of the group `sparkd` where an
+administrator made one. The kernel says who a client is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import json
+import logging
+import select
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparkd.model.errors import EXIT_UNKNOWN, SparkdError, UsageError
+
+log = logging.getLogger(__name__)
+
+Request = dict[str, Any]  # the line that came: "verb" and whatever else that verb takes
+Verb = Callable[[Request], AsyncIterator[dict[str, Any]]]
+
+GROUP = "sparkd"
+CLIENTS_MAX = 32
+CLIENTS_FOR_ROOT = 8  # of them: watching users cannot keep root from a `sparkd stop`
+REQUEST_MAX_BYTES = 64 * 1024
+REQUEST_MAX_S = 10.0  # for the request to come
+UNREAD_MAX_S = 10.0  # for a client to read what it was sent
+GONE_LOOK_S = 1.0  # how often a client that said all it had to say is looked at
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13; the socket module has no name for it
+_GROUPS_MAX = 256  # Python's getsockopt gives at most 1024 bytes
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The process at the other end, as it was when it connected."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+    @property
+    def may_change(self) -> bool:
+        if self.uid == 0:
+            return True
+        try:
+            return grp.getgrnam(GROUP).gr_gid in self.groups
+        except KeyError:
+            return False
+
+
+class ControlServer:
+    """Serves `verbs` at `path`. `mutating` names those that change something."""
+
+    def __init__(self, path: Path, verbs: Mapping[str, Verb], mutating: frozenset[str]) -> None:
+        self._path, self._verbs, self._mutating = path, verbs, mutating
+        self._server: asyncio.Server | None = None
+        self._clients: dict[asyncio.Task[None], bool] = {}  # and whether each is root's
+        self._inode = 0
+
+    async def start(self) -> None:
+        """Raises SparkdError where another daemon listens already, or the socket cannot be made."""
+        _refuse_second(self._path)
+        try:
+            listening = _bind(self._path)
+            self._inode = self._path.stat().st_ino
+        except OSError as error:
+            raise SparkdError(f"the control socket cannot be made: {error.strerror}", where=str(self._path)) from error
+        self._server = await asyncio.start_unix_server(self._meet, sock=listening, limit=REQUEST_MAX_BYTES)
+
+    async def stop(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for client in list(self._clients):
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        self._server = None
+        with contextlib.suppress(OSError):  # it may be a successor's by now
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+    # --- one client ---
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            caller = _caller(writer.get_extra_info("socket"))
+            is_full = len(self._clients) >= CLIENTS_MAX - (0 if caller.uid == 0 else CLIENTS_FOR_ROOT)
+            self._clients[task] = caller.uid == 0
+            if is_full:
+                await _send(writer, _error(SparkdError("sparkd is busy with too many clients", hint="try again soon")))
+            else:
+                await self._serve(reader, writer, caller)
+        except (OSError, TimeoutError):
+            pass  # the client is gone, or reads nothing: there is nobody to tell
+        except asyncio.CancelledError:
+            pass  # the daemon stops
+        finally:
+            self._clients.pop(task, None)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+        try:
+            request = await _request(reader)
+            verb = self._allowed(request, caller)
+        except SparkdError as error:
+            await _send(writer, _error(error))
+            return
+        answering = asyncio.ensure_future(_answer(verb(request), writer, str(request["verb"])))
+        leaving = asyncio.ensure_future(_left(reader, writer.get_extra_info("socket")))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            answering.cancel()
+            leaving.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    def _allowed(self, request: Request, caller: Caller) -> Verb:
+        name = request["verb"]
+        verb = self._verbs.get(name)
+        if verb is None:
+            known = ", ".join(sorted(self._verbs))
+            raise UsageError(f"this sparkd cannot do {name[:40]!r}", hint=f"it can do: {known}")
+        if name in self._mutating and not caller.may_change:
+            raise SparkdError(
+                f"{name} is for root and for members of the group {GROUP}; you are user {caller.uid}",
+                hint=f"sudo sparkd {name}",
+            )
+        return verb
+
+
+async def _request(reader: asyncio.StreamReader) -> Request:
+    """Raises SparkdError where no whole request comes in time."""
+    try:
+        async with asyncio.timeout(REQUEST_MAX_S):
+            line = await reader.readline()
+        request = json.loads(line)
+    except TimeoutError:
+        raise UsageError(f"no request came within {REQUEST_MAX_S:g} s") from None
+    except (ValueError, RecursionError):  # readline raises ValueError for a line beyond the limit
+        raise UsageError(f"the request is not one line of JSON of at most {REQUEST_MAX_BYTES} bytes") from None
+    if not isinstance(request, dict) or not isinstance(request.get("verb"), str):
+        raise UsageError('the request is not an object with a "verb"')
+    return request
+
+
+async def _answer(answers: AsyncIterator[dict[str, Any]], writer: asyncio.StreamWriter, verb: str) -> None:
+    """Send what the verb gives, line by line; an error is the last line."""
+    try:
+        async for answer in answers:
+            await _send(writer, answer)
+    except SparkdError as error:
+        await _send(writer, _error(error))
+    except (OSError, TimeoutError):
+        raise  # of the sending
+    except Exception:  # the edge: one verb's fault is not the daemon's, and no operator is shown a traceback
+        log.exception("the verb %s could not be answered", verb)
+        fault = SparkdError(f"{verb} met a fault of sparkd", hint="journalctl -u sparkd -n 50")
+        fault.exit_code = EXIT_UNKNOWN
+        await _send(writer, _error(fault))
+    finally:
+        if close := getattr(answers, "aclose", None):
+            await close()
+
+
+async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    """Raises OSError (the client is gone) or TimeoutError (it does not read)."""
+    writer.write(json.dumps(answer).encode() + b"\n")
+    async with asyncio.timeout(UNREAD_MAX_S):
+        await writer.drain()
+
+
+def _error(error: SparkdError) -> dict[str, Any]:
+    told = {"message": error.message, "where": error.where, "hint": error.hint, "exit_code": error.exit_code}
+    return {"error": told}
+
+
+async def _left(reader: asyncio.StreamReader, connection: socket.socket) -> None:
+    """Returns when the client has gone. One that only closed its sending side (`socat`) still reads."""
+    with contextlib.suppress(OSError):
+        while await reader.read(4096):
+            pass  # a second request is not answered
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    while not poll.poll(0):  # POLLHUP is always reported: both directions are closed
+        await asyncio.sleep(GONE_LOOK_S)
+
+
+# --- the socket itself ---------------------------------------------------------------------------
+
+
+def _caller(connection: Any) -> Caller:
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    packed = b""
+    with contextlib.suppress(OSError):  # more groups than fit: the primary one has to do
+        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
+    return Caller(pid, uid, frozenset({gid, *(group for (group,) in struct.iter_unpack("I", packed))}))
+
+
+def _refuse_second(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return  # nobody listens; what a dead daemon left behind is replaced
+    raise SparkdError("another sparkd is running on this node", where=str(path), hint="systemctl status sparkd")
+
+
+def _bind(path: Path) -> socket.socket:
+    """Made beside and renamed into place: there is never a moment without, or with the wrong mode."""
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True)
+        path.parent.chmod(0o755)
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(str(beside))
+        beside.chmod(0o666)
+        listening.listen(CLIENTS_MAX)
+        listening.setblocking(False)
+        beside.replace(path)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -1,0 +1,92 @@
+"""What must survive a restart, written atomically: either the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sparkd.agent.paths import Paths
+from sparkd.model.plan import ClusterPlan
+from sparkd.model.report import Saved
+
+log = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Write beside, sync, rename, sync the directory. Raises OSError (a full disk, say) with the old file untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:
+    """The file's content, or None with a sentence where there is one that cannot be used."""
+    try:
+        return model.model_validate_json(path.read_bytes()), ""
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, ValidationError) as error:
+        kept = path.with_name(path.name + ".corrupt")
+        try:
+            path.replace(kept)
+        except OSError:
+            kept = path
+        return None, f"{path} could not be used and was set aside as {kept.name}: {str(error).splitlines()[0]}"
+
+
+class Store:
+    """The daemon's files. A lost or corrupt one costs at most a restart of the engine (invariant 10)."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self.complaints: list[str] = []  # what could not be read, for the events
+
+    def load(self) -> Saved | None:
+        return self._load(self._paths.saved, Saved)
+
+    def save(self, saved: Saved) -> None:
+        write_atomically(self._paths.saved, saved.model_dump_json(indent=1))
+
+    def load_plan(self) -> ClusterPlan | None:
+        """The plan that the last launch ran: an adopted engine is compared with this one."""
+        return self._load(self._paths.plan, ClusterPlan)
+
+    def save_plan(self, plan: ClusterPlan) -> None:
+        write_atomically(self._paths.plan, plan.model_dump_json())
+
+    def load_learned(self) -> dict[str, float]:
+        """Seconds that each step of the last good launch took on this node; empty where nothing is known."""
+        try:
+            learned = json.loads(self._paths.learned.read_text())
+            return {str(step): float(seconds) for step, seconds in learned.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def save_learned(self, durations: dict[str, float]) -> None:
+        write_atomically(self._paths.learned, json.dumps(durations))
+
+    def _load(self, path: Path, model: type[Model]) -> Model | None:
+        value, complaint = _read(path, model)
+        if complaint:
+            self.complaints.append(complaint)
+        return value

@@ -1,0 +1,620 @@
+"""One node's life: `step(state, event, now) -> (state, actions)`.
+
+    idle       -> preflight | blocked     an epoch is wanted | the budget is spent
+    preflight  -> clean                   every gating check is good
+    clean      -> container               stale processes, segments and page cache are gone, measured
+    container  -> stage                   the container exists, runs and matches the plan
+    stage      -> armed                   the script is staged and verified, patches hold
+    armed      -> launching | preflight   the barrier opened | what was checked is too old, or differs from the peer's
+    launching  -> loading                 the engine's process lives and runs the plan's argv
+    loading    -> proving | serving       the endpoint listens | on a worker: the head proved it
+    proving    -> serving                 a real completion came back
+    preflight, clean, container, stage -> backoff | blocked | idle    it failed | a person must act | not wanted
+    armed      -> idle                    the epoch is not wanted any more
+    launching, loading, proving, serving -> stopping                  lost, stopped or superseded
+    stopping   -> idle | backoff | blocked                            the engine is gone
+    backoff    -> idle                    the time has come, or another epoch is wanted
+    blocked    -> idle                    the input changed, or the operator said start
+
+Every event is first *absorbed* (what happened is remembered), then the head *leads* (control/cluster.py: epochs and
+the barrier), then the node *advances* through the table above until nothing more follows. Effects answer with the
+ticket they were given; an answer that carries an older ticket is about a step that is no longer being taken.
+An epoch is wanted when the head's intent says run, its gate has not ended, and this node has not left it.
+A daemon that starts finds its node idle or blocked; loading, with the living engine that it adopts; or stopping, with
+what is left of one that it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from sparkd.control import backoff, cluster, serving
+from sparkd.control.state import (
+    Action,
+    Asked,
+    CanaryBack,
+    Counted,
+    Done,
+    EngineGone,
+    EngineProgress,
+    EngineReady,
+    EngineSeen,
+    Event,
+    Failed,
+    Heard,
+    Inputs,
+    Launch,
+    Look,
+    Me,
+    NodeState,
+    Note,
+    Peer,
+    Prepare,
+    Prove,
+    Reload,
+    Save,
+    Silent,
+    Start,
+    Started,
+    Stop,
+    Tell,
+    Tick,
+    Told,
+)
+from sparkd.model.finding import Cure, Finding, Who, bad
+from sparkd.model.report import Gate, Intent, Loss, Phase, Progress, Report, Saved
+
+PREPARING = (Phase.PREFLIGHT, Phase.CLEAN, Phase.CONTAINER, Phase.STAGE)
+NEXT_STEP = {
+    Phase.PREFLIGHT: Phase.CLEAN,
+    Phase.CLEAN: Phase.CONTAINER,
+    Phase.CONTAINER: Phase.STAGE,
+    Phase.STAGE: Phase.ARMED,
+}
+TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
+    Phase.IDLE: (Phase.PREFLIGHT, Phase.BLOCKED),
+    Phase.PREFLIGHT: (Phase.CLEAN, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
+    Phase.CLEAN: (Phase.CONTAINER, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
+    Phase.CONTAINER: (Phase.STAGE, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
+    Phase.STAGE: (Phase.ARMED, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
+    Phase.ARMED: (Phase.LAUNCHING, Phase.PREFLIGHT, Phase.IDLE),
+    Phase.LAUNCHING: (Phase.LOADING, Phase.STOPPING),
+    Phase.LOADING: (Phase.PROVING, Phase.SERVING, Phase.STOPPING),
+    Phase.PROVING: (Phase.SERVING, Phase.STOPPING),
+    Phase.SERVING: (Phase.STOPPING,),
+    Phase.STOPPING: (Phase.IDLE, Phase.BACKOFF, Phase.BLOCKED),
+    Phase.BACKOFF: (Phase.IDLE,),
+    Phase.BLOCKED: (Phase.IDLE,),
+}
+
+RECHECK_S = 1.0  # between two looks at something that comes by itself, or at the inputs of a blocked node
+
+Steps = tuple[NodeState, list[Action]]
+
+
+def begin(me: Me) -> NodeState:
+    """A node that knows nothing yet; `Started` tells it the rest."""
+    return NodeState(me=me, intent=Intent(run=me.is_head, epoch=0, gate=Gate.ENDED, version=me.version))
+
+
+def step(state: NodeState, event: Event, now: float) -> Steps:
+    """What becomes of the node, and what it asks for, in order. What must survive is saved before anything acts on it."""
+    new, actions = absorb(state, event, now)
+    while True:
+        if new.me.is_head:
+            new, notes = cluster.lead(new, now)
+            actions += notes
+        moved = advance(new, now)
+        if moved is None:
+            break
+        new, more = moved
+        actions += more
+    if new.me.is_head:
+        new = cluster.publish(new)
+    if saved(new) != saved(state):
+        actions.insert(0, Save(saved(new)))
+    told = new.intent != state.intent if new.me.is_head else report(new) != report(state)
+    if told:
+        actions.append(Tell())
+    return new, actions
+
+
+# --- absorbing what happened -------------------------------------------------------------------
+
+
+def absorb(s: NodeState, event: Event, now: float) -> Steps:
+    """Remember what happened. Facts about an epoch that is not this launch's are about the past: dropped."""
+    match event:
+        case Tick():
+            return s, []
+        case Started():
+            return _started(s, event, now)
+        case Done() | Failed():
+            return _answered(s, event, now) if s.busy and event.ticket == s.ticket else (s, [])
+        case EngineSeen(epoch=epoch, findings=findings) if _living(s, epoch):
+            if findings:
+                return lose(s, findings[0], now)
+            return replace(s, launch=Launch(epoch, seen=True, adopted=bool(s.launch and s.launch.adopted))), []
+        case EngineReady(epoch=epoch) if _living(s, epoch):
+            return replace(s, ready=True), []
+        case EngineProgress(epoch=epoch, progress=progress) if _living(s, epoch):
+            return replace(s, progress=progress), []
+        case EngineGone(epoch=epoch, finding=finding) if _living(s, epoch):
+            return lose(s, finding, now)
+        case Counted(epoch=epoch, counters=counters) if _living(s, epoch):
+            return serving.counted(s, counters, now), []
+        case CanaryBack():
+            return serving.canary_back(s, event, now)
+        case Heard(report=told) if told.rank in s.me.workers:
+            return _met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), []
+        case Told(intent=intent) if not s.me.is_head:
+            return _told(s, intent, now)
+        case Silent(rank=rank, reach=reach, finding=finding):
+            return _met(s, rank, reach, now, objection=finding), []
+        case Asked() if s.me.is_head:
+            return _asked(s, event, now)
+        case Inputs() if s.phase is Phase.BLOCKED:
+            return _inputs(s, event)
+    return s, []
+
+
+def _met(s: NodeState, rank: int, reach: str, now: float, **learned: Any) -> NodeState:
+    old = s.peers.get(rank, Peer())
+    since = old.since if old.reach == reach else now
+    return replace(s, peers={**s.peers, rank: replace(old, reach=reach, since=since, **learned)})
+
+
+def _living(s: NodeState, epoch: int) -> bool:
+    """The fact is about the launch that lives here and is not being stopped."""
+    return s.launch is not None and s.launch.epoch == epoch and s.phase.has_engine and not _left(s)
+
+
+def _left(s: NodeState) -> bool:
+    return s.loss is not None and s.loss.epoch >= s.epoch
+
+
+def lose(s: NodeState, finding: Finding, now: float) -> Steps:
+    """This node's part of the epoch is over. The head hears of it with the next word; nothing waits for a request."""
+    if _left(s):
+        return s, []
+    note = Note(finding.id, f"epoch {s.epoch} lost on {s.me.node}: {finding.says}", alarm=True)
+    return replace(s, loss=Loss(epoch=s.epoch, finding=finding)), [note]
+
+
+def _started(s: NodeState, event: Started, now: float) -> Steps:
+    """Pick up where the last life of the daemon ended: adopt an engine that is whole, end whatever else still lives."""
+    was = event.saved or Saved()
+    same_boot = was.boot_id == s.me.boot_id
+    found = (*event.intact, *event.broken)
+    s = replace(
+        s,
+        epoch=max(was.epoch, *found, 0),
+        loss=was.loss,
+        blocked=was.blocked,
+        blocked_fingerprint=was.blocked_fingerprint,
+        restarts_used=was.restarts_used,
+        generation=was.generation,
+        phase=Phase.BLOCKED if was.blocked else Phase.IDLE,
+        since=now,
+        retry_at=now,
+    )
+    if s.me.is_head:
+        s = _resume_intent(s, was, same_boot, now)
+    launched = was.launch_epoch if same_boot else None
+    if launched is None and found:
+        says = f"an engine of epoch {max(found)} lives here that this node does not remember"
+        return _end_leftover(s, max(found), bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
+    if launched is None:
+        return _booted(s, was) if was.launch_epoch is not None else (s, [])
+    if launched == s.epoch and launched in event.intact and not _left(s):
+        return _adopt(s, was)
+    part = "only a part of it still lives" if launched in event.broken else "nothing of it lives any more"
+    says = f"the engine of epoch {launched} died while sparkd was away: {part}"
+    return _end_leftover(s, launched, bad("engine.lost", says, cure=Cure.RELAUNCH), now)
+
+
+def _resume_intent(s: NodeState, was: Saved, same_boot: bool, now: float) -> NodeState:
+    """The head's word as it was. A barrier that was open without an engine here does not stay open: what it was opened
+    with is not remembered."""
+    kept = same_boot and (was.gate is Gate.CLOSED or was.launch_epoch == was.epoch)
+    intent = s.intent.model_copy(
+        update={
+            "run": was.run,
+            "epoch": s.epoch,
+            "gate": was.gate if kept else Gate.ENDED,
+            "profile": was.profile,
+            "generation": was.generation,
+        }
+    )
+    wait_s = backoff.delay_s(was.restarts_used, s.me.limits, s.me.node) if same_boot else 0.0
+    return replace(s, intent=intent, gate_since=now, epoch_at=now + wait_s)
+
+
+def _adopt(s: NodeState, was: Saved) -> Steps:
+    """Invariant 8: what runs is wanted until the head says otherwise, and is proven again by the head."""
+    s = replace(s, phase=Phase.LOADING, launch=Launch(s.epoch, seen=True, adopted=True), ready=was.serving)
+    if not s.me.is_head:
+        s = replace(s, intent=s.intent.model_copy(update={"run": True, "epoch": s.epoch, "gate": Gate.ALL}))
+    note = Note("engine.adopted", f"the engine of epoch {s.epoch} is alive and whole: adopted, not disturbed")
+    return s, [note]
+
+
+def _end_leftover(s: NodeState, epoch: int, finding: Finding, now: float) -> Steps:
+    """What is left of a launch is stopped before anything else, whether or not another epoch is wanted."""
+    notes: list[Action] = []
+    if epoch == s.epoch:
+        s, notes = lose(s, finding, now)
+    return replace(s, phase=Phase.STOPPING, launch=Launch(epoch)), notes
+
+
+def _booted(s: NodeState, was: Saved) -> Steps:
+    """The engine ended with the boot that it belonged to. A boot that interrupted a launch costs one of the budget: it
+    may have been the launch that took the host down."""
+    says = f"{s.me.node} has booted since epoch {was.launch_epoch}: its engine is gone"
+    if was.launch_epoch == s.epoch and not _left(s):
+        s = replace(s, loss=Loss(epoch=s.epoch, finding=bad("node.booted", says, cure=Cure.RELAUNCH)))
+    if s.me.is_head and not was.serving and was.gate is not Gate.ENDED:
+        s = replace(s, restarts_used=s.restarts_used + 1)
+    return s, [Note("node.booted", says)]
+
+
+def _told(s: NodeState, intent: Intent, now: float) -> Steps:
+    """The head's word. A head that speaks of an older epoch than this node has seen has lost its memory, and with it its
+    half of the engine: nothing is wanted here until it has caught up with our report."""
+    s = _met(s, 0, "yes", now, heard_at=now, objection=None)
+    actions: list[Action] = []
+    if intent.generation > s.generation:
+        actions.append(Reload(intent.generation))
+        s = replace(s, generation=intent.generation)
+        if s.phase is Phase.BLOCKED:
+            s = replace(s, blocked=None)
+    s = replace(s, intent=intent)
+    if intent.gate is Gate.CLOSED and _living(s, intent.epoch):  # a gate only opens: this is another epoch, misnumbered
+        says = f"{s.me.names[0]} hands out epoch {intent.epoch}, which already runs here: it has lost its state"
+        s, notes = lose(s, bad("state.epoch-reused", says, cure=Cure.RELAUNCH), now)
+        actions += notes
+    return s, actions
+
+
+def _asked(s: NodeState, event: Asked, now: float) -> Steps:
+    """The operator's word is the only thing that changes `run`, and it refills the budget."""
+    i = s.intent
+    if event.verb == "stop":
+        note = Note("operator.stop", "stop: asked by the operator")
+        return replace(s, intent=i.model_copy(update={"run": False}), blocked=None), [note]
+    profile = event.profile or i.profile
+    note = Note(
+        f"operator.{event.verb}", f"{event.verb}: asked by the operator" + (f", profile {profile}" if profile else "")
+    )
+    stuck = s.blocked is not None or any(peer.report and peer.report.blocked for peer in s.peers.values())
+    if event.verb == "start" and i.run and profile == i.profile and not stuck:
+        return s, [note]
+    update = {"run": True, "profile": profile, "generation": i.generation + 1, "gate": Gate.ENDED}
+    intent = i.model_copy(update=update)  # a new epoch follows; an engine of the old one is not wanted any more
+    s = replace(s, intent=intent, restarts_used=0, attempts=0, retry_at=now, epoch_at=now, blocked=None)
+    s = replace(s, generation=intent.generation)
+    return s, [note, Reload(intent.generation)]
+
+
+def _inputs(s: NodeState, event: Inputs) -> Steps:
+    """A blocked node leaves when its check is good again, or, where no check can see it, when an input changed."""
+    if not s.blocked_fingerprint:
+        return replace(s, blocked_fingerprint=event.fingerprint, blocked=event.finding or s.blocked), []
+    changed = event.fingerprint != s.blocked_fingerprint
+    if event.finding is not None:
+        return replace(s, blocked=event.finding, blocked_by_check=True), []
+    if s.blocked_by_check or changed:
+        why = "what blocked it is mended" if s.blocked_by_check else "an input changed"
+        return replace(s, blocked=None, restarts_used=0, epoch_at=0.0), [Note("node.unblocked", f"{why}: trying again")]
+    return s, []
+
+
+def _answered(s: NodeState, event: Done | Failed, now: float) -> Steps:
+    """The effect of the phase we are in has answered."""
+    s = replace(s, busy=False)
+    if event.digests is not None:
+        s = replace(s, digests=event.digests)
+    if isinstance(event, Failed):
+        return _effect_failed(s, event.finding, now)
+    notes: list[Action] = [Note(f"phase.{s.phase}", event.says)] if event.says else []
+    if s.phase in PREPARING:
+        if s.phase is s.waiting_in:
+            s = replace(s, waiting=None)
+        s = replace(s, attempts=0 if s.phase is Phase.STAGE else s.attempts)
+        return _enter(s, NEXT_STEP[s.phase], now, notes)
+    if s.phase is Phase.PROVING and event.proof is not None:
+        s = replace(s, proof=event.proof, moved_at=now)
+        return _enter(s, Phase.SERVING, now, [*notes, Note("engine.proven", event.proof.says)])
+    if s.phase is Phase.STOPPING:
+        return _stopped(s, event.finding, now, notes)
+    return s, notes
+
+
+def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
+    """By its cure: what comes by itself is waited for, what may come is tried again, the rest needs a person."""
+    if s.phase in PREPARING:
+        if finding.cure is Cure.WAIT:
+            first = s.waiting is None or s.waiting.id != finding.id
+            notes: list[Action] = [Note(finding.id, f"waiting: {finding.says}")] if first else []
+            s = replace(s, waiting=finding, waiting_in=s.phase, retry_at=now + RECHECK_S)
+            return replace(s, waiting_since=now if first else s.waiting_since), notes
+        if finding.cure is Cure.PERSON:
+            return _block(s, finding, now, by_check=True)
+        attempts = s.attempts + 1
+        wait_s = max(RECHECK_S, backoff.delay_s(attempts + 1, s.me.limits, f"{s.me.node}/prepare"))
+        s = replace(s, attempts=attempts, retry_at=now + wait_s, waiting=finding)
+        return _enter(s, Phase.BACKOFF, now, [Note(finding.id, f"{finding.says}; again in {wait_s:.0f} s", alarm=True)])
+    if s.phase is Phase.STOPPING:  # a stop answers Done in the end; asked again until it does
+        return replace(s, retry_at=now + RECHECK_S), [Note(finding.id, finding.says, alarm=True)]
+    return lose(s, finding, now)
+
+
+def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Action]) -> Steps:
+    """The engine is gone from this node. What its log said may tell more than the death did."""
+    s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
+    s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
+    if s.loss is not None and s.loss.epoch == s.epoch and refined is not None and _says_more(refined, s.loss.finding):
+        s = replace(s, loss=Loss(epoch=s.epoch, finding=refined))
+        notes = [*notes, Note(refined.id, f"epoch {s.epoch} ended because: {refined.says}", alarm=True)]
+    final = s.loss.finding if s.loss is not None and s.loss.epoch == s.epoch else None
+    if final is not None and final.cure is Cure.PERSON and s.intent.run:
+        return _block(s, final, now, by_check=False, notes=notes)
+    if s.blocked is not None:
+        return _enter(s, Phase.BLOCKED, now, notes)
+    if not s.intent.run or _wanted(s) is not None:
+        return _enter(s, Phase.IDLE, now, notes)
+    return _enter(s, Phase.BACKOFF, now, notes)
+
+
+def _says_more(refined: Finding, known: Finding) -> bool:
+    return refined.id != known.id and (refined.cure is Cure.PERSON or known.id in cluster.VAGUE)
+
+
+def _block(s: NodeState, finding: Finding, now: float, *, by_check: bool, notes: list[Action] | None = None) -> Steps:
+    note = Note(finding.id, f"blocked: {finding.says}", alarm=True)
+    s = replace(s, blocked=finding, blocked_by_check=by_check, blocked_fingerprint="", waiting=None, retry_at=now)
+    return _enter(s, Phase.BLOCKED, now, [*(notes or []), note])
+
+
+# --- advancing ---------------------------------------------------------------------------------
+
+
+def _wanted(s: NodeState) -> int | None:
+    """The epoch this node should be working on, if any."""
+    i = s.intent
+    if not i.run or i.gate is Gate.ENDED or i.epoch < max(s.epoch, 1):
+        return None
+    if s.loss is not None and s.loss.epoch >= i.epoch:
+        return None
+    return i.epoch
+
+
+def advance(s: NodeState, now: float) -> Steps | None:
+    """One move that follows from the state alone, or None when nothing follows."""
+    leaving = s.phase in (*PREPARING, Phase.ARMED) or s.phase.has_engine
+    if leaving and (_wanted(s) != s.epoch):
+        return _leave(s, now)
+    return ADVANCE[s.phase](s, now)
+
+
+def _leave(s: NodeState, now: float) -> Steps:
+    if s.launch is None:
+        return _enter(replace(s, waiting=None), Phase.IDLE, now, [])
+    return _enter(s, Phase.STOPPING, now, [])
+
+
+def _idle(s: NodeState, now: float) -> Steps | None:
+    wanted = _wanted(s)
+    if wanted is None and s.me.is_head and s.intent.run and cluster.is_budget_spent(s):
+        return _block(s, cluster.budget_spent(s), now, by_check=False)
+    if wanted is None:
+        return None
+    return _enter(replace(s, epoch=wanted, proof=None, progress=Progress()), Phase.PREFLIGHT, now, [])
+
+
+def _preparing(s: NodeState, now: float) -> Steps | None:
+    """What comes by itself was not there yet: look again, from the first step."""
+    if s.busy or now < s.retry_at:
+        return None
+    return _ask(s, Phase.PREFLIGHT, now) if s.phase is Phase.PREFLIGHT else _enter(s, Phase.IDLE, now, [])
+
+
+def _armed(s: NodeState, now: float) -> Steps | None:
+    opened = s.intent.gate is Gate.ALL or (s.intent.gate is Gate.WORKERS and not s.me.is_head)
+    if not opened:
+        return _enter(s, Phase.PREFLIGHT, now, []) if cluster.must_look_again(s, now) else None
+    if now - s.since > cluster.ARMED_FRESH_S and not s.me.is_head:
+        return _enter(s, Phase.PREFLIGHT, now, [])  # the head looked again before it opened the barrier
+    differs = cluster.differs_from_head(s)
+    if differs is not None:
+        return lose(s, differs, now)
+    return _enter(replace(s, launch=Launch(s.epoch), ready=False), Phase.LAUNCHING, now, [])
+
+
+def _launching(s: NodeState, now: float) -> Steps | None:
+    if s.launch is not None and s.launch.seen:
+        return _enter(s, Phase.LOADING, now, [])
+    if now - s.since > s.me.limits.start_max_s:
+        says = f"the engine's process did not appear within {s.me.limits.start_max_s:.0f} s of its start"
+        return lose(s, bad("engine.start-timeout", says, cure=Cure.RELAUNCH), now)
+    return _peer_gone(s, now)
+
+
+def _loading(s: NodeState, now: float) -> Steps | None:
+    if s.me.is_head and s.ready:
+        return _enter(s, Phase.PROVING, now, [])
+    if not s.me.is_head and s.intent.serving:
+        return _enter(s, Phase.SERVING, now, [])
+    if not s.me.is_head and s.intent.head_phase is Phase.PROVING:
+        return _enter(s, Phase.PROVING, now, [])
+    if s.me.is_head and now - s.since > s.me.limits.load_max_s:
+        says = f"the endpoint did not listen within {s.me.limits.load_max_s:.0f} s: {s.progress.says or 'no progress seen'}"
+        return lose(s, bad("engine.load-timeout", says, cure=Cure.RELAUNCH), now)
+    return _peer_gone(s, now)
+
+
+def _proving(s: NodeState, now: float) -> Steps | None:
+    if not s.me.is_head and s.intent.serving:
+        return _enter(s, Phase.SERVING, now, [])
+    return _peer_gone(s, now)
+
+
+def _serving(s: NodeState, now: float) -> Steps | None:
+    if s.restarts_used and now - s.since > s.me.limits.hold_s:
+        note = Note("engine.held", f"served for {s.me.limits.hold_s:.0f} s: the restart budget is full again")
+        return replace(s, restarts_used=0), [note]
+    if s.me.is_head:
+        return serving.watch(s, now)
+    return _peer_gone(s, now)
+
+
+def _peer_gone(s: NodeState, now: float) -> Steps | None:
+    """A worker cannot ask the endpoint: a head that answers nothing at all for `link_loss_max_s` makes its half
+    useless. A refused connection is a living host whose agent is away: that alone never ends anything."""
+    head = s.peers.get(0)
+    if s.me.is_head or head is None or head.reach != "unreachable" or now - head.since <= s.me.limits.link_loss_max_s:
+        return None
+    says = f"{s.me.names[0]} could not be reached for {s.me.limits.link_loss_max_s:.0f} s: this half of the engine is useless"
+    return lose(s, bad("peer.unreachable", says, cure=Cure.RELAUNCH, who=Who.SPARKD), now)
+
+
+def _stopping(s: NodeState, now: float) -> Steps | None:
+    return None if s.busy or now < s.retry_at else _ask(s, Phase.STOPPING, now)
+
+
+def _backoff(s: NodeState, now: float) -> Steps | None:
+    due = now >= s.retry_at and _wanted(s) is not None
+    if not s.intent.run or due or (_wanted(s) or 0) > s.epoch or (s.me.is_head and cluster.is_budget_spent(s)):
+        return _enter(replace(s, waiting=None), Phase.IDLE, now, [])
+    return None
+
+
+def _blocked(s: NodeState, now: float) -> Steps | None:
+    if s.blocked is None:
+        return _enter(replace(s, blocked_fingerprint=""), Phase.IDLE, now, [])
+    if now < s.retry_at:
+        return None
+    return replace(s, retry_at=now + 2 * RECHECK_S), [Look()]
+
+
+ADVANCE: dict[Phase, Callable[[NodeState, float], Steps | None]] = {
+    Phase.IDLE: _idle,
+    Phase.PREFLIGHT: _preparing,
+    Phase.CLEAN: _preparing,
+    Phase.CONTAINER: _preparing,
+    Phase.STAGE: _preparing,
+    Phase.ARMED: _armed,
+    Phase.LAUNCHING: _launching,
+    Phase.LOADING: _loading,
+    Phase.PROVING: _proving,
+    Phase.SERVING: _serving,
+    Phase.STOPPING: _stopping,
+    Phase.BACKOFF: _backoff,
+    Phase.BLOCKED: _blocked,
+}
+
+
+# --- entering a phase --------------------------------------------------------------------------
+
+
+def _enter(s: NodeState, phase: Phase, now: float, notes: list[Action]) -> Steps:
+    """Every change of phase goes through here, and asks for the phase's effect."""
+    if phase not in TRANSITIONS[s.phase]:
+        raise AssertionError(f"{s.phase} -> {phase} is not in the drawing")
+    note = Note("phase", f"{s.phase} -> {phase}" + (f" (epoch {s.epoch})" if s.epoch else ""))
+    s = replace(s, phase=phase, since=now, busy=False, ticket=s.ticket + 1)
+    if phase in (*PREPARING, Phase.LAUNCHING, Phase.STOPPING) or (phase is Phase.PROVING and s.me.is_head):
+        s, asked = _ask(s, phase, now)
+        return s, [*notes, note, *asked]
+    return s, [*notes, note]
+
+
+def _ask(s: NodeState, phase: Phase, now: float) -> Steps:
+    """Ask for the effect of this phase, under a new ticket."""
+    s = replace(s, busy=True, ticket=s.ticket + 1)
+    match phase:
+        case Phase.LAUNCHING:
+            return s, [Start(s.ticket, s.epoch)]
+        case Phase.STOPPING:
+            return s, [Stop(s.ticket, s.launch.epoch if s.launch else s.epoch)]
+        case Phase.PROVING:
+            return s, [Prove(s.ticket, s.epoch)]
+        case _:
+            return s, [Prepare(s.ticket, phase, s.epoch, s.intent.profile)]
+
+
+# --- what others see ---------------------------------------------------------------------------
+
+
+def reason(s: NodeState, now: float) -> str:
+    """Where the node stands and why, in one sentence: the log line, STATUS=, `sparkd status`, and what tests assert."""
+    i, who = s.intent, f"epoch {s.epoch}"
+    match s.phase:
+        case Phase.BLOCKED if s.blocked is not None:
+            return f"blocked: {s.blocked.says}"
+        case Phase.IDLE if not i.run and (s.me.is_head or i.epoch):
+            return "stopped by the operator"
+        case Phase.IDLE:
+            return cluster.backoff_reason(s, now) if s.me.is_head else f"waiting for {s.me.names[0]}'s word"
+        case Phase.PREFLIGHT | Phase.CLEAN | Phase.CONTAINER | Phase.STAGE if s.waiting is not None:
+            waited = now - s.waiting_since
+            late = " (longer than it should take)" if waited > s.me.limits.link_grace_s else ""
+            return f"{s.waiting_in}: waiting for {waited:.0f} s{late}: {s.waiting.says}"
+        case Phase.ARMED:
+            return f"armed for {who}: {cluster.barrier(s, now)}"
+        case Phase.LAUNCHING:
+            return f"launching {who}: the engine's process is starting"
+        case Phase.LOADING:
+            return f"loading {who}: {s.progress.says or 'the engine starts'}"
+        case Phase.PROVING:
+            return f"proving {who}: asking the endpoint for a real answer"
+        case Phase.SERVING:
+            return serving.reason(s, now)
+        case Phase.STOPPING:
+            lost = s.loss if _left(s) else s.ended if s.ended and s.ended.epoch == s.epoch else None
+            why = lost.finding.says if lost else "not wanted any more" if i.run else "stop was asked"
+            return f"stopping {who}: {why}"
+        case Phase.BACKOFF:
+            return cluster.backoff_reason(s, now)
+    return f"{s.phase} for {who}"
+
+
+def report(s: NodeState) -> Report:
+    """What this node tells the head."""
+    return Report(
+        node=s.me.node,
+        rank=s.me.rank,
+        version=s.me.version,
+        boot_id=s.me.boot_id,
+        epoch=s.epoch,
+        phase=s.phase,
+        plan_digest=s.digests.plan,
+        image_id=s.digests.image,
+        weights_digest=s.digests.weights,
+        driver=s.digests.driver,
+        engine_alive=s.launch is not None and s.launch.seen and s.phase.has_engine and not _left(s),
+        loss=s.loss,
+        blocked=s.blocked,
+        waiting=s.waiting,
+        progress=s.progress,
+    )
+
+
+def saved(s: NodeState) -> Saved:
+    """What must be on disk before this state is acted on."""
+    return Saved(
+        boot_id=s.me.boot_id,
+        epoch=max(s.epoch, s.intent.epoch if s.me.is_head else 0),
+        run=s.intent.run,
+        gate=s.intent.gate,
+        profile=s.intent.profile,
+        generation=s.generation,
+        launch_epoch=s.launch.epoch if s.launch else None,
+        serving=s.phase is Phase.SERVING,
+        restarts_used=s.restarts_used,
+        loss=s.loss,
+        blocked=None if s.blocked_by_check else s.blocked,  # what a check found, it finds again
+        blocked_fingerprint=s.blocked_fingerprint,
+    )

@@ -1,0 +1,162 @@
+"""What is said over the link: a closed set of verbs, their messages, and the ways in which one is refused.
+
+No message carries a path, a command or a container argument; plans are compared by digest, never sent.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparkd.model.recipe import NAME_PATTERN
+from sparkd.model.report import Intent, Report
+
+PROTOCOL = 1  # a peer one version away is understood, so that nodes can be upgraded one after the other
+BODY_MAX_BYTES = 64 * 1024
+HOLD_MAX_S = 5.0  # the longest a server holds a long poll
+
+
+class Verb(StrEnum):
+    """Everything that a peer can be asked for."""
+
+    HELLO = "hello"  # opens a session
+    EXCHANGE = "exchange"  # a worker's report for the head's intent, long-polled
+    ASK = "ask"  # an operator's word that was said on another node
+
+
+class Reason(StrEnum):
+    """Why a message was refused. The words are stable: they go into events, and clients act on them."""
+
+    WRONG_KEY = "wrong-key"  # the signature does not verify: another key, or a message that was tampered with
+    WRONG_RECEIVER = "wrong-receiver"  # it was meant for another node
+    REFLECTED = "reflected"  # it names the receiver as its sender
+    UNKNOWN_SESSION = "unknown-session"  # the server has restarted, or it is an old message: open a new session
+    REPLAYED = "replayed"  # the sequence number was used before, or a later one was
+    PROTOCOL = "protocol"  # the peer's sparkd is more than one protocol version away
+    MALFORMED = "malformed"
+    TOO_LARGE = "too-large"
+    TIMED_OUT = "timed-out"
+    REFUSED = "refused"  # understood and authentic, but the node will not do it; `says` has its words
+    INTERNAL = "internal"  # a fault of the server; its log has it
+    NOT_SPARKD = "not-sparkd"  # said by a client of what it met: that is not a sparkd (or not its answer)
+
+
+# HTTP statuses are for people with curl; sparkd goes by the reason.
+STATUS = {
+    Reason.WRONG_KEY: 401,
+    Reason.WRONG_RECEIVER: 401,
+    Reason.REFLECTED: 401,
+    Reason.UNKNOWN_SESSION: 401,
+    Reason.REPLAYED: 401,
+    Reason.PROTOCOL: 409,
+    Reason.TOO_LARGE: 413,
+    Reason.TIMED_OUT: 408,
+    Reason.REFUSED: 403,
+    Reason.INTERNAL: 500,
+}
+
+
+class Refusal(Exception):
+    """A message that is not taken, and why. `says` is a sentence for the person at the other end."""
+
+    def __init__(self, reason: Reason, says: str) -> None:
+        super().__init__(says)
+        self.reason = reason
+        self.says = says
+
+    @property
+    def status(self) -> int:
+        return STATUS.get(self.reason, 400)
+
+    def encode(self) -> bytes:
+        return json.dumps({"reason": self.reason, "says": self.says}).encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> Refusal | None:
+        """None where `body` is no refusal. What comes back may not be authentic: it is cut to printable length."""
+        try:
+            told = json.loads(body)
+            says = "".join(character for character in str(told["says"]) if character.isprintable())
+            return cls(Reason(told["reason"]), says[:300])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+
+class Message(BaseModel):
+    """Every message says its protocol. What a newer version adds is ignored here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    protocol: int = PROTOCOL
+
+
+class Ask(BaseModel):
+    """What an operator may ask of the head from a worker."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    verb: Literal["start", "stop", "restart"]
+    profile: str | None = Field(default=None, max_length=64, pattern=NAME_PATTERN)
+
+
+class Answer(BaseModel):
+    """What the head says to an ask: one sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    says: str = ""
+
+
+class Hello(Message):
+    """The client's nonce is its session until the server has answered with its own."""
+
+
+class HelloAnswer(Message):
+    nonce: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ExchangeRequest(Message):
+    report: Report
+    known: int = Field(default=0, ge=0)  # the version of the intent that the client has
+    hold_s: float = Field(default=0.0, ge=0, le=HOLD_MAX_S, allow_inf_nan=False)
+
+
+class ExchangeAnswer(Message):
+    intent: Intent
+    version: int = Field(ge=0)
+
+
+class AskRequest(Message):
+    ask: Ask
+
+
+class AskAnswer(Message):
+    answer: Answer
+
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def decode(body: bytes, kind: type[Kind]) -> Kind:
+    """The message in `body`. Raises Refusal where its protocol is too far away, or where it is not such a message."""
+    try:
+        protocol = Message.model_validate_json(body).protocol  # first, as a distant version may look quite different
+        if abs(protocol - PROTOCOL) > 1:
+            older = "older" if protocol < PROTOCOL else "newer"
+            raise Refusal(Reason.PROTOCOL, f"its sparkd is {older}: it speaks protocol {protocol}, this one {PROTOCOL}")
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "message"
+        raise Refusal(Reason.MALFORMED, f"{place}: {first['msg']}") from error
+
+
+def encode(message: Message) -> bytes:
+    """Raises Refusal where the message is larger than a peer takes."""
+    body = message.model_dump_json().encode()
+    if len(body) > BODY_MAX_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"the message has {len(body)} bytes, a peer takes {BODY_MAX_BYTES}")
+    return body

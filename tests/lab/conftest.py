@@ -1,0 +1,39 @@
+"""One lab for the whole run: two nodes with real systemd and real Docker, and sparkd installed as on a real node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.api import Lab
+from tests.lab.pair import Pair
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/lab" in str(item.path):
+            item.add_marker("lab")
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    lab = Lab()
+    lab.up()
+    yield lab
+    if not os.environ.get("SPARKD_LAB_KEEP"):
+        lab.down()
+
+
+@pytest.fixture(scope="session")
+def pair(lab: Lab) -> Pair:
+    return Pair(lab)
+
+
+@pytest.fixture
+def serving(pair: Pair) -> Pair:
+    """A pair that serves, whatever the test before left behind."""
+    pair.start()
+    pair.wait_serving()
+    return pair

@@ -1,0 +1,216 @@
+"""One rank: VllmWorker-N at first, Worker_TP0 once it knows its place.
+
+It reports to its parent (engine core, or the headless top) by messages: loaded, ready, failed; then rank 0 answers each
+step, after a collective with every other rank. It never exits by itself: not when its parent goes, not when a peer goes.
+"""
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from vllm_sim import faults, knobs, loading, log, processes, rendezvous, shm, traces
+from vllm_sim.channel import Channel, Closed
+from vllm_sim.config import DEVICE_GIB, EngineConfig
+from vllm_sim.log import Frame
+from vllm_sim.rendezvous import Group, PeerLost
+
+SLOW_TOKENS_FACTOR = 50
+CUDA_ERROR = (
+    "torch.AcceleratorError: CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be "
+    "asynchronously reported at some other API call, so the stacktrace below might be incorrect."
+)
+
+
+class StartFailure(Exception):
+    """This rank cannot start: the frames and the last line of its traceback."""
+
+    def __init__(self, frames: tuple[Frame, ...], text: str) -> None:
+        super().__init__(text)
+        self.frames, self.text = frames, text
+
+
+class Worker:
+    def __init__(self, config: EngineConfig, rank: int, address: tuple[str, int], parent: Channel) -> None:
+        self.config, self.rank, self.address, self.parent = config, rank, address, parent
+        self.group = Group()
+        self.name = config.worker_name(rank)
+
+    def run_as_process(self) -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # measured: a rank does not go for 9 s of SIGTERM
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        processes.set_title("VLLM::Worker")
+        log.set_process(f"VllmWorker-{self.rank}")
+        segments = shm.Segments(rings=2)
+        status = self.run(titled=True)
+        segments.unlink()
+        return status
+
+    def run(self, titled: bool) -> int:
+        """`titled`: a process of its own, with its own name in the log. Otherwise the engine core speaks."""
+        try:
+            self._start(titled)
+        except StartFailure as failure:
+            log.error("multiproc_executor.py:953", "WorkerProc failed to start.")
+            log.error("multiproc_executor.py:953", log.trace(failure.frames, failure.text))
+            self._report({"failed": failure.text})
+            return 1
+        self._serve()
+        return 0
+
+    def _report(self, message: Any) -> None:
+        try:
+            self.parent.send(message)
+        except Closed:
+            return
+
+    def _start(self, titled: bool) -> None:
+        knobs.pause("worker_imports")
+        config = self.config
+        if faults.on("oom-at-start"):
+            raise StartFailure(traces.REQUEST_MEMORY, short_of_memory(config))
+        if titled:
+            log.set_process("Worker")
+        method = f"tcp://{self.address[0]}:{self.address[1]}"
+        log.info(
+            "parallel_state.py:1906",
+            f"world_size={config.world_size} rank={self.rank} local_rank={self.rank - config.local_ranks[0]} "
+            f"distributed_init_method={method} backend={config.backend}",
+        )
+        if faults.on("eaddrinuse-at-start") and self.rank == 0:
+            raise StartFailure(traces.RENDEZVOUS, rendezvous.address_in_use(self.address[1]))
+        try:
+            self.group = rendezvous.join(config, self.rank, self.address)
+        except rendezvous.RendezvousFailed as exc:
+            raise StartFailure(traces.RENDEZVOUS, str(exc)) from exc
+        tensor, expert = self.rank % config.tensor_parallel, "N/A"
+        if config.expert_parallel:
+            expert = str(tensor)
+        log.info(
+            "parallel_state.py:2350",
+            f"rank {self.rank} in world size {config.world_size} is assigned as DP rank 0, PP rank "
+            f"{self.rank // config.tensor_parallel}, PCP rank 0, TP rank {tensor}, ETP rank {tensor}, EP rank {expert}, "
+            "EPLB rank N/A",
+        )
+        if titled:
+            processes.set_title(f"VLLM::{self.name}")
+            log.set_process(self.name)
+        self._load()
+
+    def _load(self) -> None:
+        """Loading, profiling and graph capture, in step with the other ranks."""
+        load_faults(self.config)
+        loading.load_weights(self.config, bars=self.rank == 0)
+        loading.compile_and_profile(self.config, self.rank)
+        self._barrier()
+        if not self.config.headless:
+            self._report({"loaded": self.rank})
+            self._wait_for_parent()
+        loading.warm_up(self.config, bars=self.rank == 0)
+        self._barrier()
+        self._report({"ready": self.rank})
+
+    def _wait_for_parent(self) -> None:
+        try:
+            self.parent.receive()
+        except Closed:
+            faults.hang_for_ever()
+
+    def _barrier(self) -> None:
+        """A peer that dies during the start leaves everybody waiting, silently and for ever (measured)."""
+        try:
+            if self.group.leader is not None:
+                self.group.leader.receive()
+                self.group.leader.send({"barrier": self.rank})
+                return
+            self.group.ask_all({"barrier": 0})
+            self.group.answers()
+        except (PeerLost, Closed):
+            faults.hang_for_ever()
+
+    def _serve(self) -> None:
+        in_flight = False
+        sources: list[Channel] = [self.parent]
+        if self.group.leader is not None:
+            sources.append(self.group.leader)
+        while sources:
+            ready = [source for source in sources if source.waiting()] or select.select(sources, [], [])[0]
+            for source in ready:
+                try:
+                    message = source.receive()
+                    if "step" in message:
+                        in_flight = bool(message["more"])
+                        source.send(self._step(message))
+                except Closed:
+                    sources.remove(source)
+                    if source is self.parent:
+                        log.info("multiproc_executor.py:843", "Parent process exited, terminating worker queues")
+                    elif in_flight:
+                        self._complain("RuntimeError: NCCL error: remote process exited or there was a network error")
+        faults.hang_for_ever()
+
+    def _step(self, message: dict[str, Any]) -> dict[str, Any]:
+        """One forward pass of this rank and of those that it leads."""
+        try:
+            self.group.ask_all(message)
+            self._compute(float(message["seconds"]))
+            for answer in self.group.answers():
+                if "error" in answer:
+                    return answer
+        except PeerLost as exc:
+            faults.hang_while("peer-loss-hangs")
+            self._complain(f"RuntimeError: {exc}\n")
+            return {"error": str(exc)}
+        except RuntimeError as exc:
+            self._complain(str(exc))
+            return {"error": str(exc).removeprefix("torch.AcceleratorError: ")}
+        return {"done": message["step"]}
+
+    def _compute(self, seconds: float) -> None:
+        faults.hang_while("hang-requests")
+        if faults.take("crash-next-request") or faults.on("crash-every-request"):
+            raise RuntimeError(CUDA_ERROR)
+        time.sleep(seconds * (SLOW_TOKENS_FACTOR if faults.on("slow-tokens") else 1))
+
+    def _complain(self, text: str) -> None:
+        log.error("multiproc_executor.py:1063", "WorkerProc hit an exception.")
+        log.error("multiproc_executor.py:1063", log.trace(traces.EXECUTE_MODEL, text))
+
+
+def short_of_memory(config: EngineConfig) -> str:
+    share = config.gpu_memory_utilization
+    return (
+        f"ValueError: Free memory on device cuda:0 (4.75/{DEVICE_GIB} GiB) on startup is less than desired GPU memory "
+        f"utilization ({share:g}, {share * DEVICE_GIB:.1f} GiB). Decrease GPU memory utilization or reduce GPU memory used "
+        "by other processes."
+    )
+
+
+def load_faults(config: EngineConfig) -> None:
+    """What goes wrong while weights load. Raises StartFailure, hangs, or ends the process as the OOM killer does."""
+    if faults.on("crash-during-load"):
+        raise StartFailure(traces.LOAD_MODEL, CUDA_ERROR)
+    if faults.on("killed-during-load"):
+        processes.kill(os.getpid(), signal.SIGKILL)
+    faults.hang_while("hang-during-load")
+    count = mxfp4_patch_count() if config.model_type.startswith("deepseek") else None
+    if count is not None and count > 2:
+        text = "UnboundLocalError: local variable 'w13' referenced before assignment"
+        raise StartFailure(traces.MXFP4, text)
+    if count is not None and count < 2:
+        faults.hang_for_ever()  # the real one takes the GPU's firmware with it
+
+
+def mxfp4_patch_count() -> int | None:
+    """Lines with empty_cache in the image's mxfp4.py; None where there is no such file, or the fix came from upstream."""
+    packages = Path(__file__).resolve().parents[3] / "usr/local/lib/python3.12/dist-packages/vllm"
+    upstream = packages / "utils/mem_utils.py"
+    if upstream.is_file() and "def release_device_memory_under_pressure" in upstream.read_text():
+        return None
+    try:
+        lines = (packages / "model_executor/layers/quantization/mxfp4.py").read_text().splitlines()
+    except OSError:
+        return None
+    return sum("empty_cache" in line for line in lines)
