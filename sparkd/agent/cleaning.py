@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
 from sparkd.host import memory, ports, processes, shm
@@ -14,6 +18,8 @@ from sparkd.model.cluster import DropCaches
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, FindingError, Who, bad
 from sparkd.model.plan import Plan
+
+Trouble = TypeVar("Trouble")
 
 GIB = 2**30
 STALE_GRACE_S = 15.0  # a headless worker needs 11 to 12 s to go by itself (FIELD.md 1.4)
@@ -55,9 +61,10 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     fixed = (plan.api_port, plan.rendezvous_port)
     listeners = ports.listeners(fixed)
     ours = our_containers(plan, docker)
-    stale, foreign = [], []
+    stale, foreign, living = [], [], set()
     for process in processes.engine_processes():
         if living_launch is not None and process.launch_id == living_launch:
+            living.add(process.pid)
             continue
         why = processes.owned(process, container_ids=ours, our_ports=fixed, listeners=listeners)
         if why is not None:
@@ -65,7 +72,8 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
         elif processes.is_engine_proper(process):
             foreign.append((process, "nothing proves that it is ours"))
     leftovers = shm.leftovers(shm.segments(), older_than=time.time())
-    return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(listeners))
+    taken = [listener for listener in listeners if not living.intersection(listener.pids)]
+    return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(taken))
 
 
 def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:
@@ -100,18 +108,24 @@ def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
 
 def _wait_ports_free(plan: Plan) -> None:
     needed = needed_ports(plan)
-    deadline = time.monotonic() + PORTS_FREE_MAX_S
-    while True:
-        taken = [port for port in needed if not ports.can_bind(port)]
-        if not taken:
-            return
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
+    taken = _settle(lambda: [port for port in needed if not ports.can_bind(port)], PORTS_FREE_MAX_S, every_s=0.2)
+    if not taken:
+        return
     held = {listener.port: listener for listener in ports.listeners(taken)}
     who = "; ".join(f"port {p} by {_holder(held[p]) if p in held else 'a socket that does not listen'}" for p in taken)
     remedy = "; ".join(f"ss -ltnp 'sport = :{port}'" for port in taken)
     raise FindingError(bad("port.taken", f"held by someone else: {who}", cure=Cure.PERSON, remedy=remedy))
+
+
+def _settle(trouble: Callable[[], Trouble], max_s: float, *, every_s: float) -> Trouble:
+    """Ask until there is no trouble (an empty answer), for at most `max_s` seconds; returns the last answer."""
+    retrying = Retrying(
+        retry=retry_if_result(bool),
+        stop=stop_after_delay(max_s),
+        wait=wait_fixed(every_s),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    return retrying(trouble)
 
 
 def _drop(plan: Plan, policy: DropCaches) -> str:
@@ -136,25 +150,24 @@ def memory_needed(plan: Plan, memory_now: memory.Memory) -> int:
 
 def _wait_memory(plan: Plan) -> None:
     """Memory may come back some seconds after a crash. Longer than that is a finding, retried later."""
-    deadline = time.monotonic() + MEMORY_SETTLES_MAX_S
-    while True:
-        now = memory.read_memory()
-        needed = memory_needed(plan, now)
-        if now.free >= needed:
-            return
-        if time.monotonic() > deadline:
-            raise FindingError(_short(plan, now, needed))
-        time.sleep(1)
+    short = _settle(lambda: _shortage(plan), MEMORY_SETTLES_MAX_S, every_s=1)
+    if short is not None:
+        raise FindingError(short)
 
 
-def _short(plan: Plan, now: memory.Memory, needed: int) -> Finding:
+def _shortage(plan: Plan) -> Finding | None:
+    now = memory.read_memory()
+    needed = memory_needed(plan, now)
+    if now.free >= needed:
+        return None
     says = (
         f"{now.free / GIB:.1f} GiB of {now.total / GIB:.1f} are free, "
         f"gpu-memory-utilization {plan.gpu_memory_utilization} needs {needed / GIB:.1f}"
     )
-    cache = f"page cache {now.cached / GIB:.1f} GiB, shared memory {now.shmem / GIB:.1f} GiB, available {now.available / GIB:.1f} GiB"
+    cache, shared, available = now.cached / GIB, now.shmem / GIB, now.available / GIB
+    evidence = f"page cache {cache:.1f} GiB, shared memory {shared:.1f} GiB, available {available:.1f} GiB"
     remedy = "see what holds it: `ps aux --sort=-rss | head`; lower gpu-memory-utilization; drop the page cache"
-    return bad("memory.short", says, cure=Cure.RELAUNCH, evidence=(cache,), remedy=remedy)
+    return bad("memory.short", says, cure=Cure.RELAUNCH, evidence=(evidence,), remedy=remedy)
 
 
 def _holder(listener: ports.Listener) -> str:

@@ -46,21 +46,20 @@ class Caller:
     uid: int
     groups: frozenset[int]
 
-    @property
-    def may_change(self) -> bool:
+    def may_change(self, group: str) -> bool:
         if self.uid == 0:
             return True
         try:
-            return grp.getgrnam(GROUP).gr_gid in self.groups
+            return grp.getgrnam(group).gr_gid in self.groups
         except KeyError:
             return False
 
 
 class ControlServer:
-    """Serves `verbs` at `path`. `mutating` names those that change something."""
+    """Serves `verbs` at `path`. `mutating` names those that change something: for root, and for members of `group`."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb], mutating: frozenset[str]) -> None:
-        self._path, self._verbs, self._mutating = path, verbs, mutating
+    def __init__(self, path: Path, verbs: Mapping[str, Verb], mutating: frozenset[str], *, group: str = GROUP) -> None:
+        self._path, self._verbs, self._mutating, self._group = path, verbs, mutating, group
         self._server: asyncio.Server | None = None
         self._clients: dict[asyncio.Task[None], bool] = {}  # and whether each is root's
         self._inode = 0
@@ -132,9 +131,9 @@ class ControlServer:
         if verb is None:
             known = ", ".join(sorted(self._verbs))
             raise UsageError(f"this sparkd cannot do {name[:40]!r}", hint=f"it can do: {known}")
-        if name in self._mutating and not caller.may_change:
+        if name in self._mutating and not caller.may_change(self._group):
             raise SparkdError(
-                f"{name} is for root and for members of the group {GROUP}; you are user {caller.uid}",
+                f"{name} is for root and for members of the group {self._group}; you are user {caller.uid}",
                 hint=f"sudo sparkd {name}",
             )
         return verb

@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
         return EXIT_FAILED
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `sparkd events | head`
+    except (BrokenPipeError, SystemExit):  # `sparkd events | head`; click makes an exit of a broken pipe
         _silence_stdout()
         return 0
     except SparkdError as error:

@@ -39,13 +39,7 @@ def exit_code(answer: dict[str, Any]) -> int:
     """Serving is good; blocked, here or on a peer, needs a person; everything else is on its way."""
     if answer["serving"]:
         return EXIT_GOOD
-    return EXIT_FAILED if blocked(answer) else EXIT_WARNINGS
-
-
-def blocked(answer: dict[str, Any]) -> dict[str, Any] | None:
-    """The finding that a person must act on: this node's, else the first of the other nodes'."""
-    found = [answer.get("blocked"), *(node.get("blocked") for node in answer.get("nodes", ()))]
-    return next((finding for finding in found if finding), None)
+    return EXIT_FAILED if table.blocked(answer) else EXIT_WARNINGS
 
 
 # --- watching ------------------------------------------------------------------------------------

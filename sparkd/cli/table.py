@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Paint = Callable[[str, str], str]
+Answer = dict[str, Any]  # model.status.Status, as JSON
 
 PHASE_COLOURS = {"serving": "green", "blocked": "red", "backoff": "yellow", "stopping": "yellow"}
 LABEL_WIDTH = 10
@@ -16,7 +17,7 @@ def plain(text: str, colour: str) -> str:
     return text
 
 
-def status_text(answer: dict[str, Any], paint: Paint = plain) -> str:
+def status_text(answer: Answer, paint: Paint = plain) -> str:
     """Header, reason, findings with their remedies, and a row for each node."""
     lines = [
         _line("cluster", _cluster(answer)),
@@ -27,8 +28,8 @@ def status_text(answer: dict[str, Any], paint: Paint = plain) -> str:
         ),
     ]
     for label, colour, finding in _findings(answer):
-        lines.append(_line(label, paint(finding["says"], colour)))
-        lines += [_line("", evidence) for evidence in finding.get("evidence", ())]
+        lines.append(_line(label, paint(f"{finding['says']} [{finding['id']}]", colour)))
+        lines += [_line("", evidence) for evidence in finding.get("evidence", ()) if evidence not in finding["says"]]
         if finding.get("remedy"):
             lines.append(_line("remedy", finding["remedy"]))
     if answer.get("pending"):
@@ -36,7 +37,7 @@ def status_text(answer: dict[str, Any], paint: Paint = plain) -> str:
     return "\n".join([*lines, "", *_nodes(answer, paint)])
 
 
-def status_line(answer: dict[str, Any]) -> str:
+def status_line(answer: Answer) -> str:
     """One line that changes when something happened, and not because a second went by."""
     nodes = ", ".join(f"{node['node']} {node['phase'] or 'unknown'}{_step(node)}" for node in answer["nodes"])
     finding = next((f": {finding['says']}" for _, _, finding in _findings(answer)), "")
@@ -62,12 +63,12 @@ def _line(label: str, text: str) -> str:
     return f"{label:<{LABEL_WIDTH}}{text}".rstrip()
 
 
-def _cluster(answer: dict[str, Any]) -> str:
+def _cluster(answer: Answer) -> str:
     profile = f", profile {answer['profile']}" if answer.get("profile") else ""
     return f"{answer['cluster']}, recipe {answer['recipe']}{profile}"
 
 
-def _state(answer: dict[str, Any], paint: Paint) -> str:
+def _state(answer: Answer, paint: Paint) -> str:
     phase = answer["phase"]
     since = f"for {duration(answer['since_s'])}"
     if answer["serving"]:
@@ -85,24 +86,38 @@ def _state(answer: dict[str, Any], paint: Paint) -> str:
     return f"{paint(phase, PHASE_COLOURS.get(phase, 'bold'))} {since}, epoch {answer['epoch']}{tail}"
 
 
-def _findings(answer: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def blocked(answer: Answer) -> dict[str, Any] | None:
+    """The finding that a person must act on: this node's, else the first of the other nodes'."""
+    return next((finding for label, _, finding in _findings(answer) if label == "blocked"), None)
+
+
+def _findings(answer: Answer) -> list[tuple[str, str, dict[str, Any]]]:
     """(label, colour, finding) of this node and then of the others, each only once."""
     found: list[tuple[str, str, dict[str, Any]]] = []
     told: list[str] = []
     for holder in (answer, *answer["nodes"]):
+        ours = holder["node"] == answer["node"]
         for label, colour in (("blocked", "red"), ("waiting", "yellow")):
             finding = holder.get(label)
+            if finding is None and label == "blocked" and holder["phase"] == "blocked" and not ours:
+                finding = _blocked_there(holder)
             if finding and finding["says"] not in told:
                 told.append(finding["says"])
-                whose = "" if holder is answer or holder["node"] == answer["node"] else f"{holder['node']}: "
-                found.append((label, colour, {**finding, "says": f"{whose}{finding['says']} [{finding['id']}]"}))
+                whose = "" if ours else f"{holder['node']}: "
+                found.append((label, colour, {**finding, "says": whose + finding["says"]}))
     return found
+
+
+def _blocked_there(node: dict[str, Any]) -> dict[str, Any]:
+    """A worker hears of the head's phase and reason, not of its findings."""
+    says = node["reason"] or "blocked"
+    return {"id": "peer.blocked", "says": says, "remedy": f"see `sparkd status` on {node['node']}"}
 
 
 # --- nodes -----------------------------------------------------------------------------------------
 
 
-def _nodes(answer: dict[str, Any], paint: Paint) -> list[str]:
+def _nodes(answer: Answer, paint: Paint) -> list[str]:
     header = ("NODE", "ROLE", "PHASE", "PROGRESS", "ETA", "EPOCH", "ENGINE", "HEARD")
     rows = [_row(node) for node in answer["nodes"]]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

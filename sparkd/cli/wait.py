@@ -9,8 +9,7 @@ import click
 
 from sparkd.cli import daemon, output
 from sparkd.cli.options import Seconds
-from sparkd.cli.status import blocked
-from sparkd.cli.table import duration, status_line
+from sparkd.cli.table import blocked, duration, status_line
 from sparkd.model.errors import EXIT_GOOD, SparkdError, UnreachableError
 
 POLL_S = 0.5

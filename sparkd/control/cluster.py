@@ -26,6 +26,7 @@ def lead(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
     notes: list[Action] = []
     if not s.intent.run:
         return s, notes
+    s = _learn(s)
     cause = broken(s, now)
     if cause is not None:
         s, ended = end_epoch(s, cause, now)
@@ -35,6 +36,18 @@ def lead(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
         notes += begun
     s, opened = open_gate(s, now)
     return s, notes + opened
+
+
+def _learn(s: NodeState) -> NodeState:
+    """What ended the last epoch may become clearer when the node that lost it has read its engine's log."""
+    for loss in (s.loss, *(report.loss for _, report in _reports(s))):
+        if s.ended and loss and loss.epoch == s.ended.epoch and says_more(loss.finding, s.ended.finding):
+            s = replace(s, ended=loss)
+    return s
+
+
+def says_more(refined: Finding, known: Finding) -> bool:
+    return refined.id != known.id and (refined.cure is Cure.PERSON or known.id in VAGUE)
 
 
 def broken(s: NodeState, now: float) -> Finding | None:

@@ -355,7 +355,7 @@ def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Acti
     """The engine is gone from this node. What its log said may tell more than the death did."""
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
     s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
-    if s.loss is not None and s.loss.epoch == s.epoch and refined is not None and _says_more(refined, s.loss.finding):
+    if s.loss is not None and s.loss.epoch == s.epoch and refined is not None and cluster.says_more(refined, s.loss.finding):
         s = replace(s, loss=Loss(epoch=s.epoch, finding=refined))
         notes = [*notes, Note(refined.id, f"epoch {s.epoch} ended because: {refined.says}", alarm=True)]
     final = s.loss.finding if s.loss is not None and s.loss.epoch == s.epoch else None
@@ -366,10 +366,6 @@ def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Acti
     if not s.intent.run or _wanted(s) is not None:
         return _enter(s, Phase.IDLE, now, notes)
     return _enter(s, Phase.BACKOFF, now, notes)
-
-
-def _says_more(refined: Finding, known: Finding) -> bool:
-    return refined.id != known.id and (refined.cure is Cure.PERSON or known.id in cluster.VAGUE)
 
 
 def _block(s: NodeState, finding: Finding, now: float, *, by_check: bool, notes: list[Action] | None = None) -> Steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tests.lab.api import Lab
+from tests.lab.host import LabError
 
 NODES = ("spark1", "spark2")
 ENDPOINT = "http://192.168.77.1:8000"
 MODEL = "deepseek-v4-flash"
 SERVES_MAX_S = 120.0
+GB10_START_S = 462.0  # of the 46-shard model, warm: what a scale of 1 takes
 
 T = TypeVar("T")
 
@@ -46,6 +47,12 @@ class Pair:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+
+    def pace(self, *, start_s: float, stop_scale: float) -> None:
+        """How long the simulated engine's start takes, and how its stop relates to the real one's 11 s of a worker."""
+        for node in NODES:
+            self.lab.node(node).write("/var/lib/sparkd-lab/scale", f"{start_s / GB10_START_S}\n")
+            self.lab.node(node).write("/var/lib/sparkd-lab/stop_scale", f"{stop_scale}\n")
 
     # --- asking ---
 
@@ -155,7 +162,7 @@ class Pair:
                 try:
                     self.chat("Tell me a long story.", max_tokens=max_tokens, timeout_s=30)
                     traffic.answered += 1
-                except (KeyError, ValueError, subprocess.SubprocessError) as error:
+                except (LabError, KeyError, ValueError, TypeError) as error:
                     traffic.failed.append(f"{type(error).__name__}: {error}")
                     time.sleep(0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,13 @@ from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Phase, Progress
 from sparkd.model.status import NodeStatus, Status
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 COMMAND_MAX_S = 60
+
+
+def _hear_interrupts() -> None:
+    """Tests that run in a shell's background have SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -33,27 +40,32 @@ class Home:
         names = {"STATE_DIRECTORY": "state", "RUNTIME_DIRECTORY": "run", "LOGS_DIRECTORY": "log"}
         return {name: str(self.directory / where) for name, where in names.items()}
 
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        """A running command, its output in pipes; the caller ends it."""
+    @contextmanager
+    def running(self, *arguments: str, **more: str) -> Iterator[subprocess.Popen[str]]:
+        """A running command, its output in pipes; killed at the end where it still runs."""
         # what the caller has in its own environment decides nothing here
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SPARKD_")}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "sparkd", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**kept, **self.environment, **more},
+            cwd=CHECKOUT,
+            preexec_fn=_hear_interrupts,
         )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate(timeout=COMMAND_MAX_S)
 
     def sparkd(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """A command run to its end."""
-        process = self.start(*arguments, **more)
-        try:
+        with self.running(*arguments, **more) as process:
             out, err = process.communicate(timeout=COMMAND_MAX_S)
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+            return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     @contextmanager
     def daemon(self, daemon: Daemon) -> Iterator[None]:
@@ -67,7 +79,7 @@ class Home:
             await stop.wait()
             await server.stop()
 
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
         (self.directory / "run").mkdir(exist_ok=True)
         thread.start()
         try:
@@ -76,7 +88,6 @@ class Home:
         finally:
             loop.call_soon_threadsafe(stop.set)
             thread.join(10)
-            loop.close()
 
 
 @dataclass
@@ -158,11 +169,19 @@ BLOCKED = pair(
         evidence=("mounted are: /root/.cache/vllm",),
     ),
 )
+BLOCKED_THERE = pair(
+    Phase.IDLE,
+    worker=Phase.BLOCKED,
+    reason="waiting for spark2",
+    second={"reason": "blocked: the script does not parse", "phase": Phase.BLOCKED},
+)
 WAITING = pair(
     Phase.ARMED,
     reason="armed in epoch 18, waiting for spark2",
     second={"phase": None, "epoch": None, "engine_alive": None, "reachable": "unreachable", "heard_s_ago": 75.0},
-    waiting=bad("peer.unreachable", "spark2 does not answer on the link", cure=Cure.WAIT, remedy="sparkd status on spark2"),
+    waiting=bad(
+        "peer.unreachable", "spark2 does not answer on the link", cure=Cure.WAIT, remedy="sparkd status on spark2"
+    ),
     pending="the configuration has changed: `sparkd restart` takes it",
 )
 BACKOFF = pair(Phase.BACKOFF, reason="epoch 17 was lost", retry_in_s=8.2, restarts_left=4, profile=None)

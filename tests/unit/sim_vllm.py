@@ -51,9 +51,12 @@ class Lab:
         self.directory = directory
         self.launch_id = f"test-{uuid.uuid4()}"
         self.api_port, self.master_port = free_port(), free_port()
+        self.master_addr = "127.0.0.1"
+        self.enter: dict[int, list[str]] = {}  # by node: the command that enters its network namespace
         self.model = directory / "models" / "DeepSeek-V4-Flash"
         subprocess.run([MAKE_MODEL, self.model], check=True)
         self.started: list[subprocess.Popen[bytes]] = []
+        self.segments: set[int] = set()  # inodes in /dev/shm that are ours to remove
 
     @property
     def url(self) -> str:
@@ -83,7 +86,7 @@ class Lab:
         """`vllm serve` with what a test gives it; its output goes to log(node)."""
         with self.log_path(node).open("wb") as log:
             process = subprocess.Popen(
-                [VLLM, "serve", *arguments],
+                [*self.enter.get(node, []), VLLM, "serve", *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -102,7 +105,7 @@ class Lab:
             --speculative-config {{"method":"deepseek_mtp","num_speculative_tokens":2}}
             --tokenizer-mode deepseek_v4 --tool-call-parser deepseek_v4 --enable-auto-tool-choice
             --reasoning-parser deepseek_v4 --default-chat-template-kwargs {{"thinking":true}} --load-format safetensors
-            --nnodes 2 --node-rank {node} --master-addr 127.0.0.1 --master-port {self.master_port}"""
+            --nnodes 2 --node-rank {node} --master-addr {self.master_addr} --master-port {self.master_port}"""
         return [*text.split(), *(["--headless"] if node else []), *more]
 
     def start_pair(self, **environment: str) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
@@ -120,6 +123,7 @@ class Lab:
 
     def wait_ready(self) -> None:
         wait_for(self.ready)
+        self._note_segments()
 
     def log_path(self, node: int) -> Path:
         return self.directory / f"vllm{node}.log"
@@ -153,7 +157,7 @@ class Lab:
 
     def end(self) -> None:
         """Kills everything, lets the resource trackers clean /dev/shm, and removes what they do not know."""
-        segments = {inode for pid in self.pids() for inode in shared_inodes(pid)}
+        self._note_segments()
         for pid in self.pids():
             if "resource_tracker" not in title(pid):
                 os.kill(pid, signal.SIGKILL)
@@ -161,8 +165,11 @@ class Lab:
             process.wait(WAIT_S)
         wait_for(lambda: not list(self.pids()))
         for file in Path("/dev/shm").iterdir():
-            if file.stat().st_ino in segments:
+            if file.stat().st_ino in self.segments:
                 file.unlink()
+
+    def _note_segments(self) -> None:
+        self.segments |= {inode for pid in self.pids() for inode in shared_inodes(pid)}
 
 
 def title(pid: int) -> str:

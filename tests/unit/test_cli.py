@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_daemon import BLOCKED, LOADING, SERVING, STOPPED, Daemon, Home
+from cli_daemon import BLOCKED, BLOCKED_THERE, CHECKOUT, LOADING, SERVING, STOPPED, Daemon, Home
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = CHECKOUT / "config/sparkd.yaml"
 
 
@@ -31,7 +30,9 @@ def errors(done: subprocess.CompletedProcess[str]) -> str:
 # --- status and wait ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("state", "code"), [(SERVING, 0), (LOADING, 1), (STOPPED, 1), (BLOCKED, 2)])
+@pytest.mark.parametrize(
+    ("state", "code"), [(SERVING, 0), (LOADING, 1), (STOPPED, 1), (BLOCKED, 2), (BLOCKED_THERE, 2)]
+)
 def test_status_tells_by_its_exit_status(home: Home, state: object, code: int) -> None:
     with home.daemon(Daemon([state])):  # type: ignore[list-item]
         for_people, for_programs = home.sparkd("status"), home.sparkd("status", "--json")
@@ -79,15 +80,14 @@ def test_wait_has_a_limit_and_says_how_far_it_came(home: Home) -> None:
 
 
 def test_watching_into_a_pipe_is_a_line_for_each_change(home: Home) -> None:
-    with home.daemon(Daemon([LOADING, LOADING, SERVING])):
-        process = home.start("status", "--watch")
+    with home.daemon(Daemon([LOADING, LOADING, SERVING])), home.running("status", "--watch") as process:
         assert process.stdout is not None
         lines = [process.stdout.readline(), process.stdout.readline()]
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert "spark1 loading (weights 12/46 shards), spark2 loading" in lines[0]
     assert "spark1 serving, spark2 serving" in lines[1]
-    assert (process.returncode, out, err) == (130, "", "")
+    assert (process.returncode, out, err.strip()) == (130, "", "")
 
 
 # --- asking for something ------------------------------------------------------------------------------
@@ -123,18 +123,17 @@ EVENTS = [
 def test_events_are_lines(home: Home) -> None:
     with home.daemon(Daemon([SERVING], EVENTS)):
         done, last = home.sparkd("events"), home.sparkd("events", "-n", "1", "--json")
-    assert done.stdout.splitlines()[0] == "11-21 10:53:04.123  epoch 18    preflight  node.phase: preflight"
+    assert done.stdout.splitlines()[0] == "11-21 10:53:04.123  epoch 18   preflight  node.phase: preflight"
     assert [json.loads(line)["id"] for line in last.stdout.splitlines()] == ["engine.gone"]
 
 
 def test_events_are_followed_until_the_reader_goes(home: Home) -> None:
-    with home.daemon(Daemon([SERVING], EVENTS)):
-        process = home.start("events", "-f")
+    with home.daemon(Daemon([SERVING], EVENTS)), home.running("events", "-f") as process:
         assert process.stdout is not None
         assert "node.phase" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err.strip()) == (130, "")
 
 
 def test_events_of_a_daemon_that_is_gone_come_from_its_file(home: Home) -> None:
@@ -148,14 +147,13 @@ def test_events_of_a_daemon_that_is_gone_come_from_its_file(home: Home) -> None:
 
 
 def test_a_reader_that_has_enough_is_no_error(home: Home) -> None:
-    with home.daemon(Daemon([SERVING], EVENTS * 5000)):
-        process = home.start("events", "-n", "10000")
+    with home.daemon(Daemon([SERVING], EVENTS * 5000)), home.running("events", "-n", "10000") as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=30) == 0
-        assert process.stderr.read() == ""
-        process.stderr.close()
+        process.stdout = None
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
 
 
 # --- without a daemon --------------------------------------------------------------------------------------
@@ -202,7 +200,9 @@ def test_version_and_help(home: Home) -> None:
         assert home.sparkd(command, "--help").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["status", "start", "stop", "restart", "wait", "events", "logs", "clean", "render", "version"])
+@pytest.mark.parametrize(
+    "command", ["status", "start", "stop", "restart", "wait", "events", "logs", "clean", "render", "version"]
+)
 def test_every_command_has_json(home: Home, command: str) -> None:
     assert "--json" in home.sparkd(command, "--help").stdout
 
@@ -238,7 +238,8 @@ LAUNCH = "0badcafe-3"
 def test_engine_stop_ends_what_carries_the_launch_and_nothing_else(home: Home) -> None:
     environments = ({"SPARKD_LAUNCH_ID": LAUNCH}, {"SPARKD_LAUNCH_ID": "0badcafe-33"}, {})
     engine, other, bystander = (
-        subprocess.Popen(["sleep", "300"], env={"PATH": os.environ["PATH"], **environment}) for environment in environments
+        subprocess.Popen(["sleep", "300"], env={"PATH": os.environ["PATH"], **environment})
+        for environment in environments
     )
     try:
         done = home.sparkd("engine-stop", LAUNCH)

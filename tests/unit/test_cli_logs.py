@@ -44,9 +44,8 @@ def test_a_last_line_without_its_end_is_a_line(home: Home) -> None:
 
 def test_following_goes_over_to_the_next_launch(home: Home) -> None:
     first = write(home, "aaaaaaaa-1", "loading\n", at=1000)
-    process = home.start("logs", "-f")
-    assert process.stdout is not None
-    try:
+    with home.running("logs", "-f") as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "loading\n"
         with first.open("a") as file:
             file.write("dying\n")
@@ -55,10 +54,7 @@ def test_following_goes_over_to_the_next_launch(home: Home) -> None:
         assert process.stdout.readline() == "again\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
-        assert (process.returncode, err) == (130, "sparkd: launch aaaaaaaa-2 begins\n")
-    finally:
-        process.kill()
-        process.wait(timeout=10)
+    assert (process.returncode, err.strip()) == (130, "sparkd: launch aaaaaaaa-2 begins")
 
 
 def test_what_is_not_there_is_said(home: Home) -> None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_daemon import BACKOFF, BLOCKED, LOADING, SERVING, STOPPED, WAITING
+from cli_daemon import BACKOFF, BLOCKED, BLOCKED_THERE, LOADING, SERVING, STOPPED, WAITING
 
 from sparkd.cli.output import painter
 from sparkd.cli.table import duration, status_line, status_text
 from sparkd.model.status import Status
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data/cli"
-STATES = {"serving": SERVING, "loading": LOADING, "blocked": BLOCKED, "waiting": WAITING, "backoff": BACKOFF, "stopped": STOPPED}
+STATES = {
+    "serving": SERVING,
+    "loading": LOADING,
+    "blocked": BLOCKED,
+    "blocked-there": BLOCKED_THERE,
+    "waiting": WAITING,
+    "backoff": BACKOFF,
+    "stopped": STOPPED,
+}
 
 
 @pytest.mark.parametrize("name", STATES)

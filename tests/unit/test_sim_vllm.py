@@ -14,7 +14,12 @@ def serve(*arguments: str, **environment: str) -> tuple[int, str]:
     """Status and output of a `vllm serve` that is expected to end by itself."""
     everything = {"PATH": os.environ["PATH"], "VLLM_SIM_SCALE": "0", **environment}
     done = subprocess.run(
-        [VLLM, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=everything, timeout=30, check=False
+        [VLLM, "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=everything,
+        timeout=30,
+        check=False,
     )
     return done.returncode, done.stdout.decode()
 
@@ -115,7 +120,13 @@ def test_every_way_to_write_an_option(tiny: Path) -> None:
     assert status == 1
     assert "Found duplicate keys --max-model-len" in output
     shown = next(line for line in output.splitlines() if "non-default args" in line)
-    for words in ("'tensor_parallel_size': 2", "{'mode': 3}", "'enable_prefix_caching': False", "'seed': 7", "'api_key': '***'"):
+    for words in (
+        "'tensor_parallel_size': 2",
+        "{'mode': 3}",
+        "'enable_prefix_caching': False",
+        "'seed': 7",
+        "'api_key': '***'",
+    ):
         assert words in shown
     assert "secret" not in output
     assert "User-specified max_model_len (1022976)" in output

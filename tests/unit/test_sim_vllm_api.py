@@ -214,7 +214,9 @@ def metric_names(text: str) -> list[str]:
 
 def series(text: str) -> set[str]:
     """The engine's samples without values, whatever the model's name."""
-    lines = [line.rpartition(" ")[0] for line in text.splitlines() if line.startswith("vllm:") and "cache_config" not in line]
+    lines = [
+        line.rpartition(" ")[0] for line in text.splitlines() if line.startswith("vllm:") and "cache_config" not in line
+    ]
     return {re.sub(r'model_name="[^"]*"', "", line) for line in lines}
 
 

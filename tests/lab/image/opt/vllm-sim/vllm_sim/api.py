@@ -16,11 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vllm_sim import NOTE, VERSION, faults, log, text
+from vllm_sim.admission import BadRequest, check
 from vllm_sim.client import ENGINE_DEAD, EngineClient, EngineDead
 from vllm_sim.config import EngineConfig
 from vllm_sim.generation import Generation
 from vllm_sim.metrics import Metrics
-from vllm_sim.requests import BadRequest, check
 
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 ROUTES = {
@@ -173,7 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_bytes(200, api.metrics.text().encode(), "text/plain; version=1.0.0; charset=utf-8")
         answers: dict[str, Any] = {
             "/version": {"version": VERSION},
-            "/load": {"server_load": api.client.in_flight},
+            "/load": {
+                "server_load": api.client.in_flight if api.config.arguments["enable_server_load_tracking"] else 0
+            },
             "/kv_event_sources": {},
             "/openapi.json": {"openapi": "3.1.0", "info": {"title": f"vLLM {NOTE}", "version": VERSION}, "paths": {}},
             "/v1/models": _models(api),

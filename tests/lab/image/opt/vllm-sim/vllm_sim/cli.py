@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from vllm_sim import NOTE, VERSION, knobs, log
@@ -83,8 +84,7 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
     elif option.kind == "choice":
         parser.add_argument(*names, choices=option.choices, default=option.default)
     else:
-        kinds = {"str": str, "int": int, "float": float, "size": size, "json": json_value, "config": config_value}
-        parser.add_argument(*names, type=kinds[option.kind], default=option.default)
+        parser.add_argument(*names, type=KINDS[option.kind], default=option.default)
 
 
 def size(text: str) -> int:
@@ -144,8 +144,8 @@ def _normalised(argv: list[str]) -> list[str]:
             result += ["-O", name[2:]]
         else:
             result += [name, value] if equals and not name.startswith("--") else [name + equals + value]
-    for name, value in dotted.items():
-        result += [name, json.dumps(value)]
+    for name, fields in dotted.items():
+        result += [name, json.dumps(fields)]
     return result
 
 
@@ -164,3 +164,13 @@ def _print_duplicates(argv: list[str]) -> None:
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         print(f"Found duplicate keys {', '.join(duplicates)}", file=sys.stderr, flush=True)
+
+
+KINDS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "size": size,
+    "json": json_value,
+    "config": config_value,
+}

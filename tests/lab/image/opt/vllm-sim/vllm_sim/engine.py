@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from vllm_sim import VERSION, faults, knobs, log, processes, shm, traces
 from vllm_sim.channel import Channel, Closed
 from vllm_sim.config import KV_GIB_PER_TOKEN, EngineConfig
-from vllm_sim.executor import Executor, Rank
+from vllm_sim.executor import Executor
 from vllm_sim.log import Frame
 
 STEP_S = 0.02
@@ -89,6 +89,7 @@ class EngineCore:
         for rank in self.executor.ranks:
             rank.channel.send({"warm_up": True})
         self._collect("ready")
+        # Profiling and compilation ran in the ranks, before they said that they are loaded.
         took = time.monotonic() - started + knobs.phase_s("profile") + knobs.phase_s("compile_warm")
         log.info("core.py:402", f"init engine (profile, create kv cache, warmup model) took {took:.2f} s")
         self._tell({"started": True})
@@ -97,18 +98,16 @@ class EngineCore:
         """Waits, silently and without limit, until every local rank said `word`."""
         missing = {rank.number for rank in self.executor.ranks}
         while missing:
-            sources = self.executor.sources()
-            for ready in select.select([*sources, self.signals], [], [])[0]:
+            watched: list[Any] = [*self.executor.sources(), self.signals]
+            for ready in select.select(watched, [], [])[0]:
                 if ready is self.signals:
                     self._leave_when_told()
-                    continue
-                rank = sources[ready]
-                message = self._message(rank, ready)
+                message = self._message(ready)
                 if message is None or "failed" in message:
                     self._fail_after_workers()
                 missing.discard(message.get(word, -1))
 
-    def _message(self, rank: Rank, source: Channel | int) -> dict[str, Any] | None:
+    def _message(self, source: Channel | int) -> dict[str, Any] | None:
         """What a rank says; None when it is gone."""
         if not isinstance(source, Channel):
             return None
@@ -292,14 +291,14 @@ class EngineCore:
             f"Dumping scheduler output for model execution: SchedulerOutput(num_scheduled_tokens={tokens}, step={step['step']})",
         )
 
-    def _die(self, text: str) -> None:
+    def _die(self, text: str) -> NoReturn:
         log.error("core.py:1512", "EngineCore encountered a fatal error.")
         log.error("core.py:1512", log.trace(traces.BUSY_LOOP, text))
         self._tell({"dead": True})
         self.executor.shut_down()
         processes.leave(1)
 
-    def _leave_when_told(self) -> None:
+    def _leave_when_told(self) -> NoReturn:
         log.info("core.py:1454", "[shutdown] EngineCore: trigger received signal=SIGTERM")
         self.executor.shut_down()
         self.segments.unlink()

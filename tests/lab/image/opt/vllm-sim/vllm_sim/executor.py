@@ -14,7 +14,7 @@ from vllm_sim.config import EngineConfig
 from vllm_sim.knobs import knob
 from vllm_sim.worker import Worker
 
-GRACE_S = 5.0  # VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS
+GRACE_S = 5.0  # unless VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS says otherwise
 TERMINATE_S = 4.0
 REAP_S = 2.0
 
@@ -80,7 +80,8 @@ class Executor:
             return
         scale = knob("stop_scale", 1.0)
         log.info("multiproc_executor.py:479", f"[shutdown] Executor: waiting for worker exit count={len(alive)}")
-        alive = _still_alive(alive, GRACE_S * scale)
+        grace_s = float(os.environ.get("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", GRACE_S))
+        alive = _still_alive(alive, grace_s * scale)
         if not alive:
             log.info("multiproc_executor.py:486", "[shutdown] Executor: all workers exited gracefully")
         for number, then_s in ((signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, REAP_S)):

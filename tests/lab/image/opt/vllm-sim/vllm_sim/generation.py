@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from vllm_sim import VERSION, faults, reply
@@ -32,17 +32,21 @@ class Generation:
         prompt = self.request["prompt"]
         return reply.completion(self.request, prompt if isinstance(prompt, str) else "", self.request["limit"])
 
-    def _steps(self) -> Iterator[int]:
+    def _steps(self) -> Generator[int]:
         """Token counts as the engine makes them, counted on the way. Raises EngineDead."""
         prompt, total = self.request["prompt_tokens"], len(self.reply.pieces)
         arrived = last = time.monotonic()
         made = 0
-        for count in self.client.generate(self.id, prompt, total):
-            now = time.monotonic()
-            if count:
-                self.metrics.tokens(prompt if made == 0 else 0, count, now - last, first=made == 0)
-                made, last = made + count, now
-            yield count
+        try:
+            for count in self.client.generate(self.id, prompt, total):
+                now = time.monotonic()
+                if count:
+                    self.metrics.tokens(prompt if made == 0 else 0, count, now - last, first=made == 0)
+                    made, last = made + count, now
+                yield count
+        except GeneratorExit:
+            self.metrics.finished("abort", prompt, made, time.monotonic() - arrived)
+            raise
         finish = "stop" if self.reply.finish == "tool_calls" else self.reply.finish
         self.metrics.finished(finish, prompt, total, time.monotonic() - arrived)
 

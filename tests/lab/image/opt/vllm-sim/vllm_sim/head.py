@@ -5,6 +5,7 @@ import select
 import signal
 import socket
 import threading
+from typing import Any
 
 from vllm_sim import engine, faults, knobs, log, processes, traces
 from vllm_sim.api import ApiServer
@@ -37,7 +38,7 @@ class Head:
         """Until the engine is ready; an exit status when it never will be. Raises Refused."""
         asked_to_stop = 0
         while True:
-            for source in select.select([self.channel, self.core_pidfd, self.signals], [], [])[0]:
+            for source in _ready(self.channel, self.core_pidfd, self.signals):
                 if source is self.signals:
                     asked_to_stop += sum(1 if number == signal.SIGTERM else 2 for number in self.signals.take())
                     if asked_to_stop >= 2:  # the first SIGTERM during a start is lost, 4 times of 4
@@ -79,10 +80,10 @@ class Head:
         threading.Thread(target=_read_until_lost, args=(client, lost_writer), daemon=True).start()
         server = ApiServer(self.config, self.sock, client)
         server.start()
-        ready = select.select([lost, self.core_pidfd, self.signals], [], [])[0]
+        ready = _ready(lost, self.core_pidfd, self.signals)
         while self.signals in ready and faults.on("ignore-sigterm"):
             self.signals.take()
-            ready = select.select([lost, self.core_pidfd, self.signals], [], [])[0]
+            ready = _ready(lost, self.core_pidfd, self.signals)
         if self.signals in ready:
             self._stop_ready(server, client)
         else:
@@ -135,6 +136,10 @@ class Head:
             title = f"VLLM::{self.config.worker_name(self.config.local_ranks[rank])}"
             log.warning("system_utils.py:225", f"[shutdown] force killing sub process {title} pid {pid}")
             processes.kill(pid, signal.SIGKILL)
+
+
+def _ready(*sources: Any) -> list[Any]:
+    return select.select(sources, [], [])[0]
 
 
 def _read_until_lost(client: EngineClient, lost_writer: int) -> None:

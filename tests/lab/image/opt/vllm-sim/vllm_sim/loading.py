@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from vllm_sim import faults, knobs, log
+from vllm_sim import faults, knobs, log, mishaps
 from vllm_sim.config import DEVICE_GIB, KV_GIB_PER_TOKEN, EngineConfig
 
 SLOW_LOAD_FACTOR = 10
@@ -12,10 +12,11 @@ GRAPHS = (("mixed prefill-decode, PIECEWISE", 8), ("decode, FULL", 4))
 
 
 def load_weights(config: EngineConfig, bars: bool) -> None:
-    """`bars`: rank 0 alone shows progress bars."""
+    """`bars`: rank 0 alone shows progress bars. Raises StartFailure."""
     started = time.monotonic()
     log.info("gpu_model_runner.py:5177", f"Starting to load model {config.model}...")
     knobs.pause("model_init")
+    mishaps.while_loading(config)
     log.info(
         "weight_utils.py:1108",
         f"Filesystem type for checkpoints: EXT4. Checkpoint size: {config.checkpoint_gib:.2f} GiB. "

@@ -80,7 +80,7 @@ class Bar:
 
     def show(self, done: int) -> None:
         elapsed = time.monotonic() - self._started
-        percent = 100 * done // self._total
+        percent = round(100 * done / self._total)
         if done == 0:
             timing = "00:00<?, ?it/s"
         else:

@@ -101,7 +101,8 @@ def _lead(group: Group, config: EngineConfig, port: int) -> None:
                 f"torch.distributed.DistStoreError: Timed out after {waited} seconds waiting for clients. "
                 f"{1 + len(joined)}/{config.world_size} clients joined."
             )
-        for ready in select.select([store, *callers], [], [], left)[0]:
+        sources: list[Any] = [store, *callers]
+        for ready in select.select(sources, [], [], left)[0]:
             if ready is store:
                 callers.append(Channel(store.accept()[0]))
                 continue

@@ -34,6 +34,8 @@ def completion(request: dict[str, Any], prompt: str, limit: int) -> Reply:
 
 
 def chat(request: dict[str, Any], arguments: dict[str, Any], limit: int) -> Reply:
+    if faults.on("no-content"):
+        return _cut([], "stop", limit)
     prompt = last_said(request["messages"])
     pieces: list[tuple[str, str]] = []
     if _thinks(request, arguments):
@@ -66,7 +68,8 @@ def _thinks(request: dict[str, Any], arguments: dict[str, Any]) -> bool:
 
 def _chosen_tool(request: dict[str, Any], prompt: str) -> dict[str, Any] | None:
     """The function to call: the one that was named, any that was required, or one that the prompt speaks of."""
-    tools = [tool["function"] for tool in request.get("tools") or [] if isinstance(tool.get("function"), dict)]
+    given = [tool.get("function") for tool in request.get("tools") or []]
+    tools: list[dict[str, Any]] = [tool for tool in given if isinstance(tool, dict)]
     choice = request.get("tool_choice", "auto")
     if not tools or choice == "none" or request["messages"][-1].get("role") == "tool":
         return None

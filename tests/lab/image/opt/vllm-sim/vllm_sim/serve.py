@@ -10,6 +10,7 @@ import argparse
 import select
 import signal
 import socket
+from typing import Any
 
 from vllm_sim import NOTE, VERSION, cli, config, log, processes, shm, traces
 from vllm_sim.channel import Channel, Closed
@@ -80,7 +81,8 @@ def _supervise(executor: Executor, signals: processes.SignalPipe) -> None:
     ready: set[int] = set()
     while True:
         sources = executor.sources()
-        for source in select.select([*sources, signals], [], [])[0]:
+        watched: list[Any] = [*sources, signals]
+        for source in select.select(watched, [], [])[0]:
             if source is signals:
                 executor.shut_down()
                 return

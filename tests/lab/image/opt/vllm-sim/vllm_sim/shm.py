@@ -4,7 +4,7 @@ Made by Python's own multiprocessing, like the real ones, so that the resource t
 what is left when the last process of the launch ends, unless it was killed with them.
 """
 
-import _multiprocessing
+import _multiprocessing  # type: ignore[import-not-found]
 import contextlib
 import secrets
 from multiprocessing import resource_tracker, shared_memory
@@ -41,7 +41,8 @@ class Segments:
     def __init__(self, rings: int, semaphores: int = 0, untracked_semaphores: int = 0) -> None:
         self._rings = [shared_memory.SharedMemory(create=True, size=RING_BYTES) for _ in range(rings)]
         for ring in self._rings:
-            ring.buf[:16] = b"simulated vLLM\0\0"
+            if ring.buf is not None:
+                ring.buf[:16] = b"simulated vLLM\0\0"
         self._semaphores = [Semaphore(tracked=True) for _ in range(semaphores)]
         self._semaphores += [Semaphore(tracked=False) for _ in range(untracked_semaphores)]
 

@@ -30,7 +30,7 @@ def token_ids(text: str) -> list[int]:
 
 def answer(prompt: str) -> list[str]:
     """An answer to the last thing that was said, in tokens."""
-    words = ["".join(SENTENCES[0])]
+    words = [SENTENCES[0]]
     found = SUM.search(prompt)
     if found:
         left, right = int(found[1]), int(found[3])

@@ -4,32 +4,18 @@ It reports to its parent (engine core, or the headless top) by messages: loaded,
 step, after a collective with every other rank. It never exits by itself: not when its parent goes, not when a peer goes.
 """
 
-import os
 import select
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 from vllm_sim import faults, knobs, loading, log, processes, rendezvous, shm, traces
 from vllm_sim.channel import Channel, Closed
-from vllm_sim.config import DEVICE_GIB, EngineConfig
-from vllm_sim.log import Frame
+from vllm_sim.config import EngineConfig
+from vllm_sim.mishaps import CUDA_ERROR, StartFailure, short_of_memory
 from vllm_sim.rendezvous import Group, PeerLost
 
 SLOW_TOKENS_FACTOR = 50
-CUDA_ERROR = (
-    "torch.AcceleratorError: CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be "
-    "asynchronously reported at some other API call, so the stacktrace below might be incorrect."
-)
-
-
-class StartFailure(Exception):
-    """This rank cannot start: the frames and the last line of its traceback."""
-
-    def __init__(self, frames: tuple[Frame, ...], text: str) -> None:
-        super().__init__(text)
-        self.frames, self.text = frames, text
 
 
 class Worker:
@@ -101,7 +87,6 @@ class Worker:
 
     def _load(self) -> None:
         """Loading, profiling and graph capture, in step with the other ranks."""
-        load_faults(self.config)
         loading.load_weights(self.config, bars=self.rank == 0)
         loading.compile_and_profile(self.config, self.rank)
         self._barrier()
@@ -158,7 +143,7 @@ class Worker:
             self._compute(float(message["seconds"]))
             for answer in self.group.answers():
                 if "error" in answer:
-                    return answer
+                    return dict(answer)
         except PeerLost as exc:
             faults.hang_while("peer-loss-hangs")
             self._complain(f"RuntimeError: {exc}\n")
@@ -177,40 +162,3 @@ class Worker:
     def _complain(self, text: str) -> None:
         log.error("multiproc_executor.py:1063", "WorkerProc hit an exception.")
         log.error("multiproc_executor.py:1063", log.trace(traces.EXECUTE_MODEL, text))
-
-
-def short_of_memory(config: EngineConfig) -> str:
-    share = config.gpu_memory_utilization
-    return (
-        f"ValueError: Free memory on device cuda:0 (4.75/{DEVICE_GIB} GiB) on startup is less than desired GPU memory "
-        f"utilization ({share:g}, {share * DEVICE_GIB:.1f} GiB). Decrease GPU memory utilization or reduce GPU memory used "
-        "by other processes."
-    )
-
-
-def load_faults(config: EngineConfig) -> None:
-    """What goes wrong while weights load. Raises StartFailure, hangs, or ends the process as the OOM killer does."""
-    if faults.on("crash-during-load"):
-        raise StartFailure(traces.LOAD_MODEL, CUDA_ERROR)
-    if faults.on("killed-during-load"):
-        processes.kill(os.getpid(), signal.SIGKILL)
-    faults.hang_while("hang-during-load")
-    count = mxfp4_patch_count() if config.model_type.startswith("deepseek") else None
-    if count is not None and count > 2:
-        text = "UnboundLocalError: local variable 'w13' referenced before assignment"
-        raise StartFailure(traces.MXFP4, text)
-    if count is not None and count < 2:
-        faults.hang_for_ever()  # the real one takes the GPU's firmware with it
-
-
-def mxfp4_patch_count() -> int | None:
-    """Lines with empty_cache in the image's mxfp4.py; None where there is no such file, or the fix came from upstream."""
-    packages = Path(__file__).resolve().parents[3] / "usr/local/lib/python3.12/dist-packages/vllm"
-    upstream = packages / "utils/mem_utils.py"
-    if upstream.is_file() and "def release_device_memory_under_pressure" in upstream.read_text():
-        return None
-    try:
-        lines = (packages / "model_executor/layers/quantization/mxfp4.py").read_text().splitlines()
-    except OSError:
-        return None
-    return sum("empty_cache" in line for line in lines)

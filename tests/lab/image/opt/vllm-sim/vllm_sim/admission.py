@@ -96,9 +96,9 @@ def _prompt_tokens(request: dict[str, Any], is_chat: bool) -> int:
 
 def _limit(request: dict[str, Any], config: EngineConfig) -> int:
     """How many tokens may be made."""
-    longest, prompt = config.max_model_len, request["prompt_tokens"]
+    longest, prompt = config.max_model_len, int(request["prompt_tokens"])
     name = "max_completion_tokens" if request.get("max_completion_tokens") else "max_tokens"
-    asked = request.get(name)
+    asked: Any = request.get(name)
     if prompt >= longest + (asked is None):
         raise BadRequest(
             f"This model's maximum context length is {longest} tokens. However, your prompt contains at least {longest + 1} "
@@ -107,7 +107,8 @@ def _limit(request: dict[str, Any], config: EngineConfig) -> int:
             parameter="input_tokens",
         )
     if asked is None:
-        return max(1, min(longest - prompt, longest if request["is_chat"] else DEFAULT_COMPLETION_TOKENS))
+        most = longest if request["is_chat"] else DEFAULT_COMPLETION_TOKENS
+        return max(1, min(longest - prompt, most))
     if not isinstance(asked, int) or asked < 1:
         raise BadRequest(f"{name} must be at least 1, got {asked}. (parameter={name}, value={asked})", parameter=name)
     if asked > longest:
@@ -123,4 +124,4 @@ def _limit(request: dict[str, Any], config: EngineConfig) -> int:
             f"the length of the input prompt or the number of requested output tokens. (parameter=input_tokens, value={prompt})",
             parameter="input_tokens",
         )
-    return asked
+    return int(asked)
