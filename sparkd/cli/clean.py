@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -36,22 +37,34 @@ def clean(dry_run: bool, config_path: Path, node: str | None, as_json: bool) -> 
 
 
 def _without_daemon(config_path: Path, node: str | None, *, dry_run: bool) -> list[str]:
-    """The daemon's own code, run here. An engine that serves while its agent is stopped is spared like under the agent."""
+    """The daemon's own code, run here. An engine that serves while its agent is stopped is spared as under the agent."""
     from sparkd.agent import cleaning
-    from sparkd.agent.paths import Paths
-    from sparkd.agent.store import Store
     from sparkd.config.identity import identify_here
     from sparkd.config.load import load, plan_for
     from sparkd.engine.container import Docker
-    from sparkd.host.clock import boot_id
-    from sparkd.model.report import launch_id
 
     configuration = load(config_path)
     cluster = configuration.settings.cluster
-    rank = cluster.nodes.index(identify_here(cluster, node))
-    saved = Store(Paths.from_environment()).load()
-    living = None
-    if saved is not None and saved.launch_epoch is not None and saved.boot_id == boot_id():
-        living = launch_id(saved.boot_id, saved.launch_epoch)
-    plan = plan_for(configuration).ranks[rank]
-    return cleaning.tidy(plan, Docker(), living_launch=living, dry_run=dry_run)
+    plan = plan_for(configuration).ranks[cluster.nodes.index(identify_here(cluster, node))]
+    return cleaning.tidy(plan, Docker(), living_launch=_living_launch(), dry_run=dry_run)
+
+
+def _living_launch() -> str | None:
+    """The launch whose unit is active, or may be: it is spared where systemd cannot be asked.
+
+    Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
+    """
+    from sparkd.agent.paths import Paths
+    from sparkd.host.run import run
+    from sparkd.model.errors import SparkdError
+
+    try:
+        lines = shlex.split(Paths.from_environment().launch_file.read_text())
+    except FileNotFoundError:
+        return None
+    launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
+    try:
+        state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=10).stdout.strip()
+    except SparkdError:
+        return launch
+    return None if state in ("inactive", "failed") else launch

@@ -9,6 +9,7 @@ Paint = Callable[[str, str], str]
 Answer = dict[str, Any]  # model.status.Status, as JSON
 
 PHASE_COLOURS = {"serving": "green", "blocked": "red", "backoff": "yellow", "stopping": "yellow"}
+STARTING = ("launching", "loading", "proving")  # in other phases what is known of progress is of an earlier start
 LABEL_WIDTH = 10
 GAP = "  "
 
@@ -110,7 +111,7 @@ def _findings(answer: Answer) -> list[tuple[str, str, dict[str, Any]]]:
 
 def _blocked_there(node: dict[str, Any]) -> dict[str, Any]:
     """A worker hears of the head's phase and reason, not of its findings."""
-    says = node["reason"] or "blocked"
+    says = node["reason"].removeprefix("blocked: ") or "blocked"
     return {"id": "peer.blocked", "says": says, "remedy": f"see `sparkd status` on {node['node']}"}
 
 
@@ -135,7 +136,7 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _row(node: dict[str, Any]) -> tuple[str, ...]:
-    progress = node.get("progress") or {}
+    progress = (node.get("progress") or {}) if node["phase"] in STARTING else {}
     eta_s = progress.get("eta_s")
     return (
         node["node"],

@@ -194,7 +194,7 @@ def _differs(s: NodeState, rank: int) -> Finding | None:
 
 
 def differs_from_head(s: NodeState) -> Finding | None:
-    """Between this node and what the head says; from the barrier's opening on, that is what it was opened with."""
+    """Between this worker and the head. The head does not look again once the barrier is open: this is what opened it."""
     return mismatch(s.digests, _digests_of(s.intent), s.me.node, s.me.names[0])
 
 
@@ -264,14 +264,12 @@ def backoff_reason(s: NodeState, now: float) -> str:
 def publish(s: NodeState) -> NodeState:
     """The intent as workers get it: what is wanted, and what they show of the head."""
     proven = s.phase is Phase.SERVING and s.proof is not None and s.proof.epoch == s.epoch
-    opened = s.intent.gate in (Gate.WORKERS, Gate.ALL)  # with these digests, and no others, every rank launches
-    digests = _digests_of(s.intent) if opened else s.digests
     intent = s.intent.model_copy(
         update={
-            "plan_digest": digests.plan,
-            "image_id": digests.image,
-            "weights_digest": digests.weights,
-            "driver": digests.driver,
+            "plan_digest": s.digests.plan,
+            "image_id": s.digests.image,
+            "weights_digest": s.digests.weights,
+            "driver": s.digests.driver,
             "head_phase": s.phase,
             "head_boot_id": s.me.boot_id,
             "version": s.me.version,

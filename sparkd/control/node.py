@@ -89,6 +89,7 @@ TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
     Phase.BLOCKED: (Phase.IDLE,),
 }
 
+MOVES_MAX = 20  # one event makes one or two moves; this many are a circle
 RECHECK_S = 1.0  # between two looks at something that comes by itself, or at the inputs of a blocked node
 
 Steps = tuple[NodeState, list[Action]]
@@ -102,7 +103,7 @@ def begin(me: Me) -> NodeState:
 def step(state: NodeState, event: Event, now: float) -> Steps:
     """What becomes of the node, and what it asks for, in order. What must survive is saved before anything acts on it."""
     new, actions = absorb(state, event, now)
-    while True:
+    for _ in range(MOVES_MAX):
         if new.me.is_head:
             new, notes = cluster.lead(new, now)
             actions += notes
@@ -111,6 +112,8 @@ def step(state: NodeState, event: Event, now: float) -> Steps:
             break
         new, more = moved
         actions += more
+    else:
+        raise AssertionError(f"{event} sets the node going round in circles (now {new.phase})")
     if new.me.is_head:
         new = cluster.publish(new)
     if saved(new) != saved(state):

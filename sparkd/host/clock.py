@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# As PID 1 sees it: a node that is itself a container has a boot id of its own, mounted over the kernel's, and the mount
+# namespace that systemd makes for a unit with protected kernel tunables does not have that mount.
+BOOT_IDS = (Path("/proc/1/root/proc/sys/kernel/random/boot_id"), Path("/proc/sys/kernel/random/boot_id"))
 UPTIME = Path("/proc/uptime")
 
 
 def boot_id() -> str:
     """The kernel's id of this boot: a UUID in lower case, another one at each boot."""
-    return BOOT_ID.read_text(encoding="ascii").strip()
+    try:
+        return BOOT_IDS[0].read_text(encoding="ascii").strip()
+    except OSError:  # not root
+        return BOOT_IDS[1].read_text(encoding="ascii").strip()
 
 
 def boot_id_short() -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from . import base as layers
 from . import config, faults, network
 from .cgroups import Group
-from .container_image import REFERENCE, Image
+from .container_image import Image
 from .container_image import build as build_image
 from .host import LabError, locked, run, say
 from .machine import ENVIRONMENT, WHEELS, Node
@@ -62,7 +62,15 @@ class Lab:
     def build(self) -> tuple[layers.Base, Image]:
         """What nodes and containers are made from; the cached parts are made where they are missing."""
         base = layers.build(self.places)
-        return base, build_image(self.places, base.debian)
+        return base, self.image(base)
+
+    def image(self, base: layers.Base) -> Image:
+        """What containers are made from. Raises LabError."""
+        return build_image(self.places, base.debian)
+
+    def configuration(self) -> dict[str, str]:
+        """What nodes have in /etc/sparkd: path below it, and text. Raises LabError."""
+        return config.files()
 
     def up(self) -> None:
         """Both nodes on and well, with this checkout's sparkd installed and not started.
@@ -133,7 +141,7 @@ class Lab:
         self._install(node)
 
     def _load_image(self, node: Node, image: Image) -> None:
-        present = node.run(["docker", "image", "inspect", "--format", "{{.Id}}", REFERENCE], check=False)
+        present = node.run(["docker", "image", "inspect", "--format", "{{.Id}}", image.reference], check=False)
         if present.stdout.strip() == image.id:
             return
         argv = node.entered(["docker", "load", "--quiet"])
@@ -166,7 +174,7 @@ class Lab:
 
     def _configure(self, node: Node) -> None:
         node.run(["rm", "-rf", "/etc/sparkd"])
-        for name, text in config.files().items():
+        for name, text in self.configuration().items():
             node.write(f"/etc/sparkd/{name}", text)
         node.write("/etc/sparkd/cluster.key", (self.places.state / "cluster.key").read_text(), mode=0o600)
 
@@ -181,7 +189,6 @@ class Lab:
             "--config",
             "/etc/sparkd",
             "--no-apt",
-            "--no-enable",
         ]
         node.run(install, timeout_s=300)
 

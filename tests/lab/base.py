@@ -79,14 +79,14 @@ def build(places: Places) -> Base:
     if machine not in WHEEL_PLATFORMS:
         raise LabError(f"{machine}: the lab knows {' and '.join(WHEEL_PLATFORMS)} only")
     with locked(places.cache / "build.lock"):
-        debian = _layer(places, "debian", [SUITE, machine, *NODE_PACKAGES], _make_debian)
-        wheels = _layer(
+        debian = layer(places, "debian", [SUITE, machine, *NODE_PACKAGES], _make_debian)
+        wheels = layer(
             places,
             "wheels",
             [debian.name, PYTHON_VERSION, *dependencies, *SOURCE_ONLY, *BUILD_BACKENDS],
             lambda target: _make_wheels(target, debian, dependencies, machine),
         )
-        python = _layer(
+        python = layer(
             places, "python", [debian.name, wheels.name], lambda target: _make_python(target, debian, wheels)
         )
     return Base(debian, python, wheels)
@@ -96,17 +96,18 @@ def project_dependencies(pyproject: Path = CHECKOUT / "pyproject.toml") -> list[
     return sorted(tomllib.loads(pyproject.read_text())["project"]["dependencies"])
 
 
-def _layer(places: Places, kind: str, inputs: Sequence[str], make: Callable[[Path], None]) -> Path:
+def layer(places: Places, kind: str, inputs: Sequence[str], make: Callable[[Path], None]) -> Path:
+    """The cached directory `kind`-KEY, made where it is missing. The caller holds the cache's build.lock."""
     key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
-    layer = places.cache / f"{kind}-{key}"
-    if not layer.exists():
+    made = places.cache / f"{kind}-{key}"
+    if not made.exists():
         partial = places.cache / f"{kind}-{key}.partial"
         if partial.exists():  # a build that was killed
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         make(partial)
-        partial.rename(layer)
-    return layer
+        partial.rename(made)
+    return made
 
 
 def _make_debian(target: Path) -> None:
@@ -124,7 +125,7 @@ def _make_debian(target: Path) -> None:
 def _make_wheels(target: Path, debian: Path, dependencies: Sequence[str], machine: str) -> None:
     say("fetching sparkd's Python dependencies (once)")
     require_packages(BUILD_PACKAGES)
-    pip = _host_pip()
+    pip = host_pip()
     ready = [dependency for dependency in dependencies if not dependency.startswith(SOURCE_ONLY)]
     platforms = [f"--platform={platform}" for platform in WHEEL_PLATFORMS[machine]]
     wanted = [*ready, *BUILD_BACKENDS, "lxml"]  # lxml: pystemd's
@@ -135,7 +136,7 @@ def _make_wheels(target: Path, debian: Path, dependencies: Sequence[str], machin
     run([*pip, "download", "-q", *unready, f"--dest={target}/sources", *sources], timeout_s=900)
 
     say("compiling those that come as source (once)")
-    _in_copy(
+    in_copy(
         target / "workshop",
         debian,
         f"""
@@ -143,10 +144,10 @@ def _make_wheels(target: Path, debian: Path, dependencies: Sequence[str], machin
         apt-get update -q
         apt-get install -y -q --no-install-recommends {" ".join(COMPILER_PACKAGES)}
         python3 -m venv /tmp/venv
-        /tmp/venv/bin/pip install -q --upgrade --no-index --find-links=/mnt/wheels {" ".join(BUILD_BACKENDS)}
-        /tmp/venv/bin/pip wheel -q --no-index --no-deps --no-build-isolation -w /mnt/wheels /mnt/wheels/sources/*
+        /tmp/venv/bin/pip install -q --upgrade --no-index --find-links=/mnt/shared {" ".join(BUILD_BACKENDS)}
+        /tmp/venv/bin/pip wheel -q --no-index --no-deps --no-build-isolation -w /mnt/shared /mnt/shared/sources/*
         """,
-        wheels=target,
+        shared=target,
     )
     shutil.rmtree(target / "workshop")
     shutil.rmtree(target / "sources")
@@ -156,23 +157,23 @@ def _make_python(target: Path, debian: Path, wheels: Path) -> None:
     say("making /opt/sparkd with the dependencies")
     dependencies = " ".join(f"'{dependency}'" for dependency in project_dependencies())
     # At its final path and with the node's python: a virtual environment cannot be moved.
-    _in_copy(
+    in_copy(
         target / "copy",
         debian,
         f"""
         /usr/bin/python3 -m venv /opt/sparkd
-        /opt/sparkd/bin/pip install -q --upgrade --no-index --find-links=/mnt/wheels setuptools wheel {dependencies}
+        /opt/sparkd/bin/pip install -q --upgrade --no-index --find-links=/mnt/shared setuptools wheel {dependencies}
         """,
-        wheels=wheels,
+        shared=wheels,
     )
     (target / "copy/upper/opt").rename(target / "opt")
     shutil.rmtree(target / "copy")
 
 
-def _in_copy(scratch: Path, tree: Path, script: str, *, wheels: Path) -> None:
+def in_copy(scratch: Path, tree: Path, script: str, *, shared: Path) -> None:
     """Run `script` as root of a copy-on-write `tree`; what it changes is left in scratch/upper.
 
-    The host's network, resolver and apt settings are in reach.
+    The host's network, resolver and apt settings are in reach, and its directory `shared` as /mnt/shared.
     """
     for directory in ("upper/etc/apt/apt.conf.d", "work", "root"):
         (scratch / directory).mkdir(parents=True)
@@ -185,8 +186,8 @@ def _in_copy(scratch: Path, tree: Path, script: str, *, wheels: Path) -> None:
         mount -t overlay lab -o lowerdir={tree},upperdir=upper,workdir=work root
         mount -t proc proc root/proc
         mount --rbind /dev root/dev
-        mkdir -p root/mnt/wheels
-        mount --bind {wheels} root/mnt/wheels
+        mkdir -p root/mnt/shared
+        mount --bind {shared} root/mnt/shared
         exec chroot root /bin/sh -eu
     """
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -196,7 +197,7 @@ def _in_copy(scratch: Path, tree: Path, script: str, *, wheels: Path) -> None:
     run([*CONTAINED, "/bin/sh", "-c", mounts], input=script, timeout_s=1800, env=env)
 
 
-def _host_pip() -> list[str]:
+def host_pip() -> list[str]:
     """The machine's pip, which knows where packages come from here."""
     for python in (shutil.which("python3"), "/usr/bin/python3", sys.executable):
         if python and run([python, "-m", "pip", "--version"], check=False).returncode == 0:

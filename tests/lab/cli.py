@@ -11,6 +11,7 @@ from .api import Lab
 from .host import LabError, Unusable
 from .machine import ENVIRONMENT, Node, supervise
 from .places import CHECKOUT, NODES, lan_address, link_address
+from .real_engine import RealLab
 
 USAGE = """\
 The two-node lab: two machines with real systemd and real Docker, joined by a link; the vLLM in it is a simulation.
@@ -30,7 +31,8 @@ The two-node lab: two machines with real systemd and real Docker, joined by a li
   scripts/lab faults                      what can be broken
   scripts/lab build                       make the caches only
 
-Environment: SPARKD_LAB_NAME (lab), SPARKD_LAB_CACHE (/var/cache/sparkd-lab), SPARKD_LAB_STATE (/var/lib/sparkd-lab-run).
+Environment: SPARKD_LAB_NAME (lab), SPARKD_LAB_CACHE (/var/cache/sparkd-lab), SPARKD_LAB_STATE (/var/lib/sparkd-lab-run),
+SPARKD_LAB_ENGINE (simulated; real: vLLM's CPU build with a tiny model, 3 GB are fetched once).
 """
 USAGE_ERROR = 64
 
@@ -67,6 +69,17 @@ def become_root(arguments: Sequence[str]) -> None:
         raise LabError("the lab needs root, and there is no sudo here: run it as root") from error
 
 
+def the_lab() -> Lab:
+    """The lab that the environment asks for. Raises LabError."""
+    match os.environ.get("SPARKD_LAB_ENGINE", "simulated"):
+        case "simulated":
+            return Lab()
+        case "real":
+            return RealLab()
+        case other:
+            raise Unusable(f"SPARKD_LAB_ENGINE={other}: expected simulated or real")
+
+
 def expect(words: Sequence[str], usage: str) -> None:
     """Raises Unusable where the words are not as many as `usage` names."""
     if len(words) != len(usage.split()):
@@ -81,7 +94,7 @@ def node_of(lab: Lab, words: Sequence[str]) -> Node:
 
 def up(words: Sequence[str]) -> int:
     expect(words, "")
-    lab = Lab()
+    lab = the_lab()
     lab.up()
     print(table(lab))
     return 0
@@ -89,19 +102,19 @@ def up(words: Sequence[str]) -> int:
 
 def down(words: Sequence[str]) -> int:
     expect(words, "")
-    Lab().down()
+    the_lab().down()
     return 0
 
 
 def build(words: Sequence[str]) -> int:
     expect(words, "")
-    Lab().build()
+    the_lab().build()
     return 0
 
 
 def status(words: Sequence[str]) -> int:
     expect(words, "")
-    lab = Lab()
+    lab = the_lab()
     if not lab.places.state.exists():
         print(f"lab {lab.places.name!r} is down")
         return 1
@@ -123,7 +136,7 @@ def table(lab: Lab) -> str:
 
 
 def execute(words: Sequence[str]) -> int:
-    lab = Lab()
+    lab = the_lab()
     node, command = node_of(lab, words), words[1:]
     if not command:
         raise Unusable("expected: NODE COMMAND...")
@@ -134,7 +147,7 @@ def execute(words: Sequence[str]) -> int:
 def client(words: Sequence[str]) -> int:
     if not words:
         raise Unusable("expected: COMMAND...")
-    become(network.entered(Lab().places, network.LAN, list(words)), dict(os.environ))
+    become(network.entered(the_lab().places, network.LAN, list(words)), dict(os.environ))
     return 0
 
 
@@ -145,7 +158,7 @@ def become(argv: Sequence[str], environment: dict[str, str]) -> None:
 
 
 def logs(words: Sequence[str]) -> int:
-    node = node_of(Lab(), words)
+    node = node_of(the_lab(), words)
     journalctl = ["journalctl", "--no-pager", *words[1:]]
     if node.leader() is not None:
         become(node.entered(journalctl), ENVIRONMENT)
@@ -156,14 +169,14 @@ def logs(words: Sequence[str]) -> int:
 def power(action: Callable[[Node], None]) -> Callable[[Sequence[str]], int]:
     def command(words: Sequence[str]) -> int:
         expect(words, "NODE")
-        action(node_of(Lab(), words))
+        action(node_of(the_lab(), words))
         return 0
 
     return command
 
 
 def link(words: Sequence[str]) -> int:
-    lab = Lab()
+    lab = the_lab()
     match list(words):
         case ["up"]:
             lab.link_up()
@@ -178,7 +191,7 @@ def link(words: Sequence[str]) -> int:
 
 def fault(words: Sequence[str]) -> int:
     expect(words, "NODE NAME on|off")
-    node = node_of(Lab(), words)
+    node = node_of(the_lab(), words)
     if words[2] not in ("on", "off"):
         raise Unusable("expected: NODE NAME on|off")
     faults.switch(node, words[1], words[2] == "on")
@@ -195,7 +208,7 @@ def list_faults(words: Sequence[str]) -> int:
 
 
 def supervise_node(words: Sequence[str]) -> int:
-    return supervise(node_of(Lab(), words))
+    return supervise(node_of(the_lab(), words))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

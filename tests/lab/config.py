@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from .container_image import REFERENCE
@@ -36,7 +37,7 @@ REPLACEMENTS = (
 )
 
 
-def files(shipped: Path = CHECKOUT / "config") -> dict[str, str]:
+def files(shipped: Path = CHECKOUT / "config", limits: Mapping[str, float] = LIMITS) -> dict[str, str]:
     """The lab's configuration files: path below /etc/sparkd, and text. Raises LabError."""
     texts = {str(file.relative_to(shipped)): file.read_text() for file in sorted(shipped.rglob("*.yaml"))}
     for name, pattern, replacement in REPLACEMENTS:
@@ -45,5 +46,5 @@ def files(shipped: Path = CHECKOUT / "config") -> dict[str, str]:
         texts[name], count = re.subn(pattern, replacement, texts[name], flags=re.MULTILINE)
         if not count:
             raise LabError(f"{shipped / name}: nothing here looks like {pattern}; adapt tests/lab/config.py")
-    texts["sparkd.yaml"] += "\nlimits:\n" + "".join(f"  {name}: {value}\n" for name, value in LIMITS.items())
+    texts["sparkd.yaml"] += "\nlimits:\n" + "".join(f"  {name}: {value}\n" for name, value in limits.items())
     return texts

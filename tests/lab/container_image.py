@@ -24,32 +24,45 @@ LEFT_OUT = ("usr/share/doc/", "usr/share/man/", "usr/share/locale/", "usr/share/
 EPOCH = "2026-01-01T00:00:00Z"  # no clock takes part: the same files are the same image
 
 
+Layer = Path | bytes  # a tar archive: a big one lies in the cache, a small one is made anew each time
+
+
 @dataclass(frozen=True)
 class Image:
+    reference: str
     id: str
     configuration: bytes
-    python: Path  # the big layer, cached
-    simulation: bytes  # the small one, made anew each time
+    layers: tuple[Layer, ...]  # lowest first
 
     def write(self, out: IO[bytes]) -> None:
         """The image as `docker load` wants it."""
-        manifest = [{"Config": "config.json", "RepoTags": [REFERENCE], "Layers": ["python.tar", "simulation.tar"]}]
+        names = [f"layer{number}.tar" for number in range(len(self.layers))]
+        manifest = [{"Config": "config.json", "RepoTags": [self.reference], "Layers": names}]
         with tarfile.open(fileobj=out, mode="w|") as archive:
-            for name, content in (
-                ("manifest.json", json.dumps(manifest).encode()),
-                ("config.json", self.configuration),
-                ("simulation.tar", self.simulation),
-            ):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-            archive.add(self.python, "python.tar")
+            _add(archive, "manifest.json", json.dumps(manifest).encode())
+            _add(archive, "config.json", self.configuration)
+            for name, layer in zip(names, self.layers, strict=True):
+                if isinstance(layer, Path):
+                    archive.add(layer, name)
+                else:
+                    _add(archive, name, layer)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
 
 
 def build(places: Places, debian: Path) -> Image:
-    python = _python_layer(places, debian)
-    simulation = _simulation_layer()
-    layers = [_digest(python.read_bytes()), _digest(simulation)]
+    """The image with the simulated vLLM. Raises LabError."""
+    layers = (python_layer(places, debian), overlay(SIMULATION))
+    return assemble(REFERENCE, layers, note="simulation: the vllm in this image is not the real one")
+
+
+def assemble(reference: str, layers: tuple[Layer, ...], *, note: str) -> Image:
+    """An image of these layers; `note` is its label io.sparkd.lab."""
+    digests = [_digest(layer) for layer in layers]
     configuration = json.dumps(
         {
             "architecture": architecture(),
@@ -59,21 +72,25 @@ def build(places: Places, debian: Path) -> Image:
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
                 "Cmd": ["bash"],
                 "WorkingDir": "/workspace",
-                "Labels": {"io.sparkd.lab": "simulation: the vllm in this image is not the real one"},
+                "Labels": {"io.sparkd.lab": note},
             },
-            "rootfs": {"type": "layers", "diff_ids": layers},
+            "rootfs": {"type": "layers", "diff_ids": digests},
             "history": [{"created": EPOCH, "created_by": "tests/lab/container_image.py"} for _ in layers],
         },
         sort_keys=True,
     ).encode()
-    return Image(_digest(configuration), configuration, python, simulation)
+    return Image(reference, _digest(configuration), configuration, layers)
 
 
-def _digest(content: bytes) -> str:
-    return "sha256:" + hashlib.sha256(content).hexdigest()
+def _digest(content: Layer) -> str:
+    if isinstance(content, bytes):
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _python_layer(places: Places, debian: Path) -> Path:
+def python_layer(places: Places, debian: Path) -> Path:
+    """Python and the tools that a shell expects, cut out of the nodes' tree. Cached."""
     key = hashlib.sha256("\n".join((debian.name, *ROOT_PACKAGES, *LEFT_OUT)).encode()).hexdigest()[:12]
     layer = places.cache / f"image-{key}.tar"
     with locked(places.cache / "build.lock"):
@@ -128,14 +145,14 @@ def _names(relations: str) -> list[str]:
     return [relation.split()[0].split(":")[0] for relation in relations.split(",") if relation.strip()]
 
 
-def _simulation_layer() -> bytes:
-    """tests/lab/image as a layer: owned by root, the same bytes for the same files."""
+def overlay(directory: Path) -> bytes:
+    """A directory of the checkout as a layer: owned by root, the same bytes for the same files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for path in sorted(SIMULATION.rglob("*")):
+        for path in sorted(directory.rglob("*")):
             if "__pycache__" in path.parts:
                 continue
-            member = archive.gettarinfo(path, str(path.relative_to(SIMULATION)))
+            member = archive.gettarinfo(path, str(path.relative_to(directory)))
             member.uid = member.gid = member.mtime = 0
             member.uname = member.gname = ""
             member.mode = 0o755 if path.is_dir() or member.mode & 0o100 else 0o644

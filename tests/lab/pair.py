@@ -45,8 +45,8 @@ class Traffic:
 class Pair:
     """Two nodes of a lab with sparkd installed."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, *, model: str = MODEL, serves_max_s: float = SERVES_MAX_S) -> None:
+        self.lab, self.model, self.serves_max_s = lab, model, serves_max_s
 
     def pace(self, *, start_s: float, stop_scale: float) -> None:
         """How long the simulated engine's start takes, and how its stop relates to the real one's 11 s of a worker."""
@@ -80,7 +80,7 @@ class Pair:
 
     def chat(self, prompt: str = "Say hello.", *, max_tokens: int = 2048, timeout_s: float = 60) -> dict[str, Any]:
         """A real request from a client in the LAN; the message that came back."""
-        body = {"model": MODEL, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
+        body = {"model": self.model, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
         done = self.lab.client(
             ["curl", "-sS", "-m", str(timeout_s), "-H", "Content-Type: application/json", "-d", json.dumps(body),
              f"{ENDPOINT}/v1/chat/completions"]
@@ -94,7 +94,7 @@ class Pair:
         for node in reversed(NODES):
             self.run(node, "systemctl start --no-block sparkd")
 
-    def wait_serving(self, *, newer_than: int = -1, max_s: float = SERVES_MAX_S) -> dict[str, Any]:
+    def wait_serving(self, *, newer_than: int = -1, max_s: float | None = None) -> dict[str, Any]:
         """Both nodes say so, in the same epoch, and the endpoint answers."""
 
         def both() -> dict[str, Any] | None:
@@ -106,7 +106,7 @@ class Pair:
             return None
 
         try:
-            status = wait_for(f"serving pair newer than epoch {newer_than}", both, max_s=max_s)
+            status = wait_for(f"serving pair newer than epoch {newer_than}", both, max_s=max_s or self.serves_max_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.story()}") from None
         assert self.chat()["content"], "the pair says that it serves, and answers nothing"
