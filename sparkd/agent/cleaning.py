@@ -39,8 +39,8 @@ class Survey:
     def lines(self) -> list[str]:
         """For a person: what would be cleaned, what would be left alone, and why."""
         mib = 2**20
-        lines = [f"process {p.pid} {p.title}: stale, {why}" for p, why in self.stale]
-        lines += [f"process {p.pid} {p.title}: left alone, {why}" for p, why in self.foreign]
+        lines = [f"process {p.pid} {p.name}: stale, {why}" for p, why in self.stale]
+        lines += [f"process {p.pid} {p.name}: left alone, {why}" for p, why in self.foreign]
         lines += [f"{s.path}: leftover of {s.bytes / mib:.1f} MiB, nobody maps or opens it" for s in self.leftovers]
         owners = {p.pid for p, _ in self.stale}
         for listener in self.taken:
@@ -95,7 +95,7 @@ def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
             raise FindingError(
                 bad("process.unkillable", says, cure=Cure.RELAUNCH, who=Who.HANDS, remedy="reboot the node")
             )
-        names = ", ".join(sorted({process.title for process, _ in found.stale}))
+        names = ", ".join(sorted({process.name for process, _ in found.stale}))
         did.append(f"{len(found.stale)} stale processes ended in {ended.seconds:.1f} s ({names})")
     _wait_ports_free(plan)
     removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))

@@ -90,6 +90,20 @@ class Effects:
         if profile is not None and profile != self._plan.profile:
             self._use(plan_for(self.configuration, profile))
 
+    def _take_what_others_have(self, others: tuple[str, ...]) -> None:
+        """A changed file waits for the operator's `restart`, but where it gives just the plan that another node already
+        has, waiting would keep the pair apart for ever. Nothing runs here that it could surprise."""
+        if not self.pending or self._plan.digest in others:
+            return
+        try:
+            configuration = load(self.configuration.path)
+            plan = plan_for(configuration, self._plan.profile)
+        except ConfigError:
+            return
+        if plan.digest in others:
+            self.configuration, self.pending = configuration, ""
+            self._use(plan)
+
     def notice_files(self) -> str | None:
         """A changed configuration is checked and shown as pending, never taken by surprise. Returns a new sentence, or None."""
         try:
@@ -130,6 +144,7 @@ class Effects:
             error = self._config_error
             return Failed(action.ticket, bad("config.invalid", str(error), cure=Cure.PERSON, remedy=error.hint))
         self._for_profile(action.profile)
+        self._take_what_others_have(action.others)
         findings, digests = gate.preflight(self._context())
         worst = gate.worst(findings)
         if worst is not None:

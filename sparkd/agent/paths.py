@@ -26,8 +26,8 @@ class Paths:
             logs=Path(env("LOGS_DIRECTORY", str(cls.logs))),
         )
         credential = Path(env("CREDENTIALS_DIRECTORY", "/nonexistent")) / "cluster.key"
-        # systemd may give an empty fallback where the file is missing: then the file's own path tells what is wrong
-        if credential.is_file() and credential.stat().st_size:
+        # The unit's fallback for a missing file is an empty line: then the file's own path tells what is wrong.
+        if credential.is_file() and credential.read_bytes().strip():
             return cls(paths.state, paths.runtime, paths.logs, credential)
         return paths
 

@@ -156,6 +156,8 @@ def _all_ready(s: NodeState, now: float) -> bool:
 def must_look_again(s: NodeState, now: float) -> bool:
     """Armed before the barrier opened: what was checked is too old to launch on, or differs from what a peer found."""
     armed_s = now - s.since
+    if s.intent.gate is not Gate.CLOSED:
+        return False
     if not s.me.is_head:
         head_armed = s.intent.head_phase is Phase.ARMED
         return armed_s > DIFFERS_RECHECK_S and head_armed and differs_from_head(s) is not None
@@ -216,6 +218,12 @@ def mismatch(mine: Digests, theirs: Digests, here: str, there: str) -> Finding |
             says = f"the {what} differs: {here} has {_short(ours)}, {there} has {_short(other)}"
             return bad(f"peer.{what}-differs", says, cure=Cure.WAIT, remedy=remedy)
     return None
+
+
+def others_plans(s: NodeState) -> tuple[str, ...]:
+    """The plan digests that other nodes are known to have."""
+    told = [s.intent.plan_digest] if not s.me.is_head else [report.plan_digest for _, report in _reports(s)]
+    return tuple(digest for digest in told if digest)
 
 
 def _short(digest: str) -> str:

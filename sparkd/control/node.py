@@ -328,7 +328,7 @@ def _answered(s: NodeState, event: Done | Failed, now: float) -> Steps:
         s = replace(s, attempts=0 if s.phase is Phase.STAGE else s.attempts)
         return _enter(s, NEXT_STEP[s.phase], now, notes)
     if s.phase is Phase.PROVING and event.proof is not None:
-        s = replace(s, proof=event.proof, moved_at=now)
+        s = replace(s, proof=event.proof.model_copy(update={"at": now}), moved_at=now)
         return _enter(s, Phase.SERVING, now, [*notes, Note("engine.proven", event.proof.says)])
     if s.phase is Phase.STOPPING:
         return _stopped(s, event.finding, now, notes)
@@ -358,12 +358,13 @@ def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Acti
     """The engine is gone from this node. What its log said may tell more than the death did."""
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
     s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
-    if s.loss is not None and s.loss.epoch == s.epoch and refined is not None and cluster.says_more(refined, s.loss.finding):
-        s = replace(s, loss=Loss(epoch=s.epoch, finding=refined))
+    lost = s.loss if s.loss is not None and s.loss.epoch == s.epoch else None
+    if lost is not None and refined is not None and cluster.says_more(refined, lost.finding):
+        lost = Loss(epoch=s.epoch, finding=refined)
+        s = replace(s, loss=lost)
         notes = [*notes, Note(refined.id, f"epoch {s.epoch} ended because: {refined.says}", alarm=True)]
-    final = s.loss.finding if s.loss is not None and s.loss.epoch == s.epoch else None
-    if final is not None and final.cure is Cure.PERSON and s.intent.run:
-        return _block(s, final, now, by_check=False, notes=notes)
+    if lost is not None and lost.finding.cure is Cure.PERSON and s.intent.run:
+        return _block(s, lost.finding, now, by_check=False, notes=notes)
     if s.blocked is not None:
         return _enter(s, Phase.BLOCKED, now, notes)
     if not s.intent.run or _wanted(s) is not None:
@@ -541,7 +542,7 @@ def _ask(s: NodeState, phase: Phase, now: float) -> Steps:
         case Phase.PROVING:
             return s, [Prove(s.ticket, s.epoch)]
         case _:
-            return s, [Prepare(s.ticket, phase, s.epoch, s.intent.profile)]
+            return s, [Prepare(s.ticket, phase, s.epoch, s.intent.profile, cluster.others_plans(s))]
 
 
 # --- what others see ---------------------------------------------------------------------------

@@ -75,10 +75,10 @@ class NodeState:
     epoch: int = 0  # worked on, or the highest ever seen
     ticket: int = 0  # of the effect in flight; an answer that carries another one is stale
     busy: bool = False
-    digests: Digests = Digests()
+    digests: Digests = field(default_factory=Digests)
     launch: Launch | None = None
     ready: bool = False  # the endpoint of this launch listens
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     proof: Proof | None = None
     canary_ticket: int = 0
     canary_at: float | None = None  # when the canary in flight was sent
@@ -255,6 +255,9 @@ class Prepare:
     phase: Phase
     epoch: int
     profile: str | None
+    others: tuple[
+        str, ...
+    ] = ()  # digests of the plans that the other nodes have: a changed file that gives one is taken
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,7 @@ def check_container(context: Context) -> Iterator[Finding]:
     state = context.docker.inspect(spec.name)
     if state is None:
         return
-    wrong = differences(
-        state, spec, image_id=context.docker.image_id(spec.image), runtimes=context.docker.runtimes()
-    )
+    wrong = differences(state, spec, image_id=context.docker.image_id(spec.image), runtimes=context.docker.runtimes())
     if wrong:
         remedy = f"docker diff {spec.name}; docker rm -f {spec.name}  (sparkd makes it anew from the plan)"
         says = f"container {spec.name} differs from the plan: {wrong[0]}"

@@ -16,6 +16,7 @@ _EVIDENCE_MAX_CHARS = 300
 _PREFIX = re.compile(
     r"^\s*(?:\d+\.\d\d )?(?:\([^()]+? pid=\d+\)\s*)*(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?"
 )
+_PYTHON_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", re.MULTILINE)
 _READY = "Application startup complete."
 
 
@@ -137,6 +138,13 @@ ENDINGS: tuple[Ending, ...] = (
         startup=False,
     ),
     _ending(
+        "engine.no-device",
+        r"Failed to infer device type",
+        "vLLM finds no device to run on: the container sees no GPU, or the image was built for another one",
+        Cure.PERSON,
+        "nvidia-smi on the host and inside the container; docker restart where only the host sees the GPU",
+    ),
+    _ending(
         "image.wrong-build",
         r"(?P<what>no kernel image is available for execution on the device|operator \S+ does not exist"
         r"|(?:ModuleNotFoundError|ImportError): .+)",
@@ -248,9 +256,10 @@ def classify_end(tail: str, *, status: int | None, signal: int | None, rank: int
         id, says, cure, remedy = _BY_STATUS[status]
         return bad(id, says, cure=cure, remedy=remedy, evidence=last)
     told = "" if status is None else f" with status {status}"
+    error = "" if ready or not status else _last_error(tail)
     return bad(
         "engine.lost",
-        f"{who} ended{told} and its log does not say why",
+        f"{who} ended{told}: {error}" if error else f"{who} ended{told} and its log does not say why",
         cure=Cure.RELAUNCH,
         remedy="sparkd logs; journalctl -k",
         evidence=last,
@@ -296,6 +305,12 @@ def _line_around(text: str, at: int) -> str:
 def _last_lines(tail: str, lines_max: int = 3) -> tuple[str, ...]:
     lines = [bare for line in re.split(r"[\r\n]+", tail) if (bare := _bare(line))]
     return tuple(lines[-lines_max:])
+
+
+def _last_error(tail: str) -> str:
+    """The error with which Python ended the program, where it did: no signature, but better than none."""
+    errors = _PYTHON_ERROR.findall(tail)
+    return errors[-1].strip()[:_EVIDENCE_MAX_CHARS] if errors else ""
 
 
 def _bare(line: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def check_weights(plan: Plan, found: Manifest | None = None) -> list[Finding]:
         findings.append(
             bad(
                 "weights.shards-missing",
-                f"{len(found.missing)} of the files that {directory} should hold are not there",
+                f"{directory} lacks {len(found.missing)} of the files that it should hold: {_some(found.missing)}",
                 cure=Cure.PERSON,
                 remedy=f"download the weights again into {directory}, or copy them from the peer",
                 evidence=found.missing[:10],
@@ -154,3 +154,8 @@ def _full_size(path: Path) -> int:
         return 8 + length + max(ends, default=0)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return 0
+
+
+def _some(names: Sequence[str], shown: int = 2) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

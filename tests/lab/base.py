@@ -97,7 +97,7 @@ def project_dependencies(pyproject: Path = CHECKOUT / "pyproject.toml") -> list[
 
 
 def layer(places: Places, kind: str, inputs: Sequence[str], make: Callable[[Path], None]) -> Path:
-    """The cached directory `kind`-KEY, made where it is missing. The caller holds the cache's build.lock."""
+    """The cached directory `kind`-KEY, made where it is missing. The caller holds a lock."""
     key = hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
     made = places.cache / f"{kind}-{key}"
     if not made.exists():

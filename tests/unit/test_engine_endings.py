@@ -86,6 +86,11 @@ def test_every_recording_ends_for_its_own_reason(
         ),
         ("RuntimeError: NCCL error: unhandled system error", "engine.cuda-error", Cure.RELAUNCH),
         ("ModuleNotFoundError: No module named 'deep_gemm'", "image.wrong-build", Cure.PERSON),
+        (
+            "RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG`",
+            "engine.no-device",
+            Cure.PERSON,
+        ),
     ],
 )
 def test_what_the_field_reports(line: str, id: str, cure: Cure) -> None:
@@ -118,6 +123,14 @@ def test_the_status_decides_where_the_log_says_nothing(
 ) -> None:
     finding = classify_end(tail, status=status, signal=signal, rank=0)
     assert (finding.id, finding.cure) == (id, cure)
+
+
+def test_an_unknown_error_at_the_start_is_quoted() -> None:
+    tail = 'Traceback (most recent call last):\n  File "x.py", line 1, in y\nzmq.error.ZMQError: Too many open files\n'
+    finding = classify_end(tail, status=1, signal=None, rank=1)
+    assert finding.id == "engine.lost"
+    assert finding.says == "the engine of rank 1 ended with status 1: zmq.error.ZMQError: Too many open files"
+    assert "does not say why" in classify_end(tail, status=0, signal=None, rank=1).says
 
 
 def test_an_engine_that_served_did_not_fail_to_start() -> None:

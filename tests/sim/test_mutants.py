@@ -1,0 +1,325 @@
+"""No guard without a dead mutant: each guard of control is broken in a copy, and the simulation has to catch it.
+
+A mutant is one textual replacement in a copy of `sparkd/control`, run in a process of its own. It is dead when a walk (or
+the unit test named) fails with an assertion, not with any other error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import sim
+import sparkd
+
+CAUGHT = 3  # exit status of a scenario that ended with an assertion
+LIMIT_S = 120
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    was: str
+    becomes: str
+    walk: str  # a function of test_walks, or "seed N [FAULTS]"
+
+
+MUTANTS = (
+    # the barrier
+    Mutant(
+        "opens unarmed",
+        "cluster",
+        "<= ARMED_FRESH_S and _all_ready(s, now)",
+        "<= ARMED_FRESH_S",
+        "test_the_worker_loses_power",
+    ),
+    Mutant(
+        "head before worker",
+        "cluster",
+        "s.intent.gate is Gate.WORKERS and all(_alive(s, rank, now) for rank in s.me.workers)",
+        "s.intent.gate is Gate.WORKERS",
+        "test_both_boot_and_the_link_comes_late",
+    ),
+    Mutant(
+        "old report of a living engine",
+        "cluster",
+        "report is not None and _is_fresh(s, peer, now) and report.epoch",
+        "report is not None and report.epoch",
+        "test_one_of_three_loses_power_before_the_head_launches",
+    ),
+    Mutant(
+        "digests may differ",
+        "cluster",
+        "if ours != other:",
+        "if not ours:",
+        "test_nodes_that_differ_wait_and_look_again",
+    ),
+    Mutant(
+        "digests may change after arming",
+        "node",
+        "if differs is not None:",
+        "if False:",
+        "test_what_was_armed_long_ago_is_checked_again",
+    ),
+    Mutant(
+        "armed for ever",
+        "node",
+        "now - s.since > cluster.ARMED_FRESH_S and not s.me.is_head",
+        "False",
+        "test_what_was_armed_long_ago_is_checked_again",
+    ),
+    Mutant(
+        "never looks again",
+        "cluster",
+        "DIFFERS_RECHECK_S = 30.0",
+        "DIFFERS_RECHECK_S = 1e9",
+        "test_nodes_that_differ_wait_and_look_again",
+    ),
+    Mutant(
+        "barrier stays open over a restart",
+        "node",
+        "kept = same_boot and (",
+        "kept = same_boot or (",
+        "test_the_heads_sparkd_restarts_between_the_barrier_and_its_launch",
+    ),
+    Mutant(
+        "the head looks again behind its barrier",
+        "cluster",
+        "    if s.intent.gate is not Gate.CLOSED:\n        return False\n",
+        "",
+        "seed 50300 30",
+    ),
+    # the end of an epoch
+    Mutant(
+        "a worker's loss is ignored",
+        "cluster",
+        "if report.loss is not None and report.loss.epoch == i.epoch:",
+        "if False:",
+        "test_a_rank_dies_idle_on_the_worker",
+    ),
+    Mutant(
+        "a worker that left is ignored",
+        "cluster",
+        "i.gate is Gate.ALL and not report.engine_alive",
+        "False",
+        "test_a_worker_that_lost_power_and_memory",
+    ),
+    Mutant(
+        "a death is ignored",
+        "node",
+        "case EngineGone(epoch=epoch, finding=finding) if _living(s, epoch):",
+        "case EngineGone(epoch=epoch, finding=finding) if False:",
+        "test_a_rank_dies_idle_on_the_worker",
+    ),
+    Mutant(
+        "not told at once",
+        "node",
+        "    if told:\n",
+        "    if False:\n",
+        "test_a_rank_dies_idle_on_the_worker",
+    ),
+    Mutant(
+        "a lost epoch goes on here",
+        "node",
+        "    if s.loss is not None and s.loss.epoch >= i.epoch:\n        return None\n",
+        "",
+        "test_the_head_loses_power",
+    ),
+    Mutant(
+        "a number twice", "cluster", "epoch = max(seen) + 1", "epoch = max(seen)", "test_a_rank_dies_idle_on_the_head"
+    ),
+    Mutant(
+        "an older word is followed",
+        "node",
+        "or i.epoch < max(s.epoch, 1)",
+        "or i.epoch < 1",
+        "seed 12",
+    ),
+    Mutant(
+        "a reused number is not seen",
+        "node",
+        "if intent.gate is Gate.CLOSED and _living(s, intent.epoch):",
+        "if False:",
+        "test_a_head_that_lost_state_and_engine_learns_the_number_from_the_worker",
+    ),
+    # silence
+    Mutant(
+        "a refused connection ends the worker's half",
+        "node",
+        'head.reach != "unreachable"',
+        'head.reach == "yes"',
+        "test_a_daemon_that_stays_away_leaves_the_engine_alone",
+    ),
+    Mutant(
+        "five seconds of silence end the worker's half",
+        "node",
+        "now - head.since <= s.me.limits.link_loss_max_s",
+        "now - head.since <= 1.0",
+        "test_the_link_drops_for_five_seconds",
+    ),
+    Mutant(
+        "silence alone ends the head's half",
+        "serving",
+        "now - peer.since > s.me.limits.link_loss_max_s and alive_at <= peer.since",
+        "now - peer.since > 1.0",
+        "test_the_link_drops_for_five_seconds",
+    ),
+    Mutant(
+        "silence never ends the worker's half",
+        "node",
+        "    head = s.peers.get(0)\n",
+        "    head = None\n",
+        "test_the_head_loses_power",
+    ),
+    Mutant(
+        "silence during a start is borne for ever",
+        "cluster",
+        "return _vanished(s, now)",
+        "return None",
+        "test_the_worker_loses_power_while_the_head_loads",
+    ),
+    # time-outs, hangs, proofs
+    Mutant("start without limit", "node", "> s.me.limits.start_max_s", "> 1e9", "test_an_engine_that_never_appears"),
+    Mutant("load without limit", "node", "> s.me.limits.load_max_s", "> 1e9", "test_an_engine_that_never_listens"),
+    Mutant(
+        "canaries are not believed",
+        "serving",
+        "        return _lose(s, finding)\n",
+        "        pass\n",
+        "test_the_engine_hangs",
+    ),
+    Mutant("no canaries", "serving", "if s.canary_at is None and", "if False and", "test_the_engine_hangs"),
+    Mutant("resting counters hang", "serving", "max(s.moved_at, s.busy_since)", "s.moved_at", "seed 304"),
+    Mutant(
+        "serves without a proof",
+        "node",
+        "    if s.me.is_head and s.ready:\n        return _enter(s, Phase.PROVING, now, [])",
+        "    if s.me.is_head and s.ready:\n        return _enter(s, Phase.SERVING, now, [])",
+        "test_both_boot_and_the_link_comes_late",
+    ),
+    Mutant(
+        "a stop is asked once",
+        "node",
+        "return None if s.busy or now < s.retry_at else _ask(s, Phase.STOPPING, now)",
+        "return None",
+        "test_a_stop_that_fails_is_asked_again",
+    ),
+    Mutant(
+        "old answers count", "node", "s.busy and event.ticket == s.ticket", "s.busy", "test_restart_while_preparing"
+    ),
+    # the budget and what needs a person
+    Mutant(
+        "no budget",
+        "cluster",
+        "return s.restarts_used > s.me.limits.restarts_max",
+        "return False",
+        "test_crash_loop",
+    ),
+    Mutant("budget forgotten", "node", "restarts_used=was.restarts_used,", "restarts_used=0,", "test_crash_loop"),
+    Mutant(
+        "no delay",
+        "cluster",
+        'wait_s = backoff.delay_s(used, s.me.limits, f"{s.me.node}/{i.epoch}")',
+        "wait_s = 0.0",
+        "test_delays_grow_and_serving_refills_the_budget",
+    ),
+    Mutant(
+        "a person's work is tried again",
+        "node",
+        "lost.finding.cure is Cure.PERSON and s.intent.run",
+        "False",
+        "test_what_only_the_log_tells_blocks_after_one_start",
+    ),
+    Mutant(
+        "a bad input is tried again",
+        "node",
+        "if finding.cure is Cure.PERSON:",
+        "if False:",
+        "test_a_missing_script_blocks_and_clears_by_itself",
+    ),
+    Mutant(
+        "blocked for ever",
+        "node",
+        "    if s.blocked_by_check or changed:",
+        "    if False:",
+        "test_a_missing_script_blocks_and_clears_by_itself",
+    ),
+    # the daemon's restart
+    Mutant(
+        "acts before it saves",
+        "node",
+        "actions.insert(0, Save(saved(new)))",
+        "actions.append(Save(saved(new)))",
+        "seed 0",
+    ),
+    Mutant(
+        "never adopts",
+        "node",
+        "and launched in event.intact and",
+        "and False and",
+        "test_sparkd_restarts_while_serving",
+    ),
+    Mutant(
+        "adopts a part",
+        "node",
+        "and launched in event.intact and",
+        "and",
+        "test_a_rank_dies_while_its_daemon_is_away",
+    ),
+    Mutant(
+        "another boot is the same",
+        "node",
+        "same_boot = was.boot_id == s.me.boot_id",
+        "same_boot = True",
+        "test_both_lose_power",
+    ),
+    Mutant(
+        "leftovers live on",
+        "node",
+        "if launched is None and found:",
+        "if False:",
+        "test_a_stale_engine_is_stopped_even_where_nothing_is_wanted",
+    ),
+    Mutant("a stop is forgotten", "node", '"run": was.run,', '"run": True,', "test_stop_and_start"),
+)
+
+SCENARIO = """
+import sys
+name = sys.argv[1]
+try:
+    if name.startswith("seed "):
+        from sim.converge import live
+        live(*map(int, name[5:].split()))
+    else:
+        from sim import test_walks
+        getattr(test_walks, name)()
+except AssertionError as error:
+    print(str(error).splitlines()[0] if str(error) else repr(error))
+    sys.exit({caught})
+"""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_mutant_dies(mutant: Mutant, tmp_path: Path) -> None:
+    package = Path(sparkd.__file__).parent
+    for part in ("control", "model"):
+        shutil.copytree(package / part, tmp_path / "sparkd" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(package / "__init__.py", tmp_path / "sparkd")
+    source = tmp_path / "sparkd" / "control" / f"{mutant.file}.py"
+    text = source.read_text()
+    assert mutant.was in text, f"the guard has changed: plant this bug anew ({mutant.was!r})"
+    source.write_text(text.replace(mutant.was, mutant.becomes))
+    done = subprocess.run(
+        [sys.executable, "-c", SCENARIO.format(caught=CAUGHT), mutant.walk],
+        env={"PYTHONPATH": f"{tmp_path}:{Path(sim.__file__).parent.parent}", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == CAUGHT, f"the mutant lives ({done.returncode}): {done.stdout}{done.stderr}"
