@@ -98,8 +98,9 @@ def test_clean_dry_run_finds_nothing_on_a_healthy_pair(serving: Pair) -> None:
 
 def test_a_changed_configuration_is_pending_until_restart(serving: Pair) -> None:
     before, epoch = serving.engine("spark1"), serving.epoch()
+    recipe = "/etc/sparkd/recipes/deepseek-v4-flash.yaml"
     for node in NODES:
-        serving.run(node, "sed -i.kept 's/OMP_NUM_THREADS: \"8\"/OMP_NUM_THREADS: \"6\"/' /etc/sparkd/recipes/deepseek-v4-flash.yaml")
+        serving.run(node, f"sed -i.kept 's/OMP_NUM_THREADS: \"8\"/OMP_NUM_THREADS: \"6\"/' {recipe}")
     try:
         wait_for("pending change", lambda: serving.status().get("pending"), max_s=20)
         assert serving.engine("spark1") == before
@@ -110,6 +111,6 @@ def test_a_changed_configuration_is_pending_until_restart(serving: Pair) -> None
     finally:
         epoch = serving.epoch()
         for node in NODES:
-            serving.run(node, "mv /etc/sparkd/recipes/deepseek-v4-flash.yaml.kept /etc/sparkd/recipes/deepseek-v4-flash.yaml")
+            serving.run(node, f"mv {recipe}.kept {recipe}")
         serving.run("spark1", "sparkd restart")
         serving.wait_serving(newer_than=epoch)
