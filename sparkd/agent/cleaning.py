@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from sparkd.engine import patches
 from sparkd.engine.container import Docker
 from sparkd.host import memory, ports, processes, shm
 from sparkd.model.cluster import DropCaches
@@ -180,10 +181,10 @@ def _pids(pids: tuple[int, ...]) -> str:
     return ", ".join(str(pid) for pid in pids)
 
 
-def tidy(plan: Plan, docker: Docker, *, living_launch: str | None, dry_run: bool) -> list[str]:
+def tidy(plan: Plan, docker: Docker, *, living_launch: str | None, dry_run: bool, fix: bool = False) -> list[str]:
     """`sparkd clean`: like the step before a launch, but beside an engine that may live, which is left alone with all it uses."""
     found = survey(plan, docker, living_launch=living_launch)
-    lines = found.lines()
+    lines = found.lines() + doubled_patches(plan, docker, fix=fix and not dry_run)
     if dry_run:
         return lines or ["nothing to clean"]
     if found.stale:
@@ -195,3 +196,17 @@ def tidy(plan: Plan, docker: Docker, *, living_launch: str | None, dry_run: bool
     if living_launch is None:
         lines.append(_drop(plan, DropCaches.ALWAYS))
     return lines or ["nothing to clean"]
+
+
+def doubled_patches(plan: Plan, docker: Docker, *, fix: bool) -> list[str]:
+    """A patch applied twice breaks the load; it is repaired only where `fix` asks for it, with a backup beside it."""
+    lines = []
+    for invariant in plan.patches:
+        finding = patches.check_patch(docker, plan.container.name, invariant)
+        if not finding.id.endswith("-doubled"):
+            continue
+        lines.append(finding.says if fix else f"{finding.says}; `sparkd clean --fix` repairs it")
+        if fix:
+            mended = patches.repair(docker, plan.container.name, invariant)
+            lines += [mended.says, *mended.evidence]
+    return lines

@@ -28,6 +28,7 @@ from sparkd.control.state import (
     Stop,
 )
 from sparkd.doctor import gate
+from sparkd.engine.ensure import ensure
 from sparkd.host.clock import monotonic
 from sparkd.model.errors import ConfigError, SparkdError
 from sparkd.model.finding import Cure, Finding, bad
@@ -128,8 +129,8 @@ class Effects:
             return Done(action.ticket, says)
         if action.phase is Phase.CONTAINER:
             labels = self._labels(action.epoch)
-            ensured = self.docker.ensure(
-                self.plan.container, labels, image_id=self.docker.image_id(self.plan.container.image)
+            ensured = ensure(
+                self.docker, self.plan.container, labels, image_id=self.docker.image_id(self.plan.container.image)
             )
             return Done(action.ticket, ensured.says)
         says = launching.stage(self.plan, self.docker)

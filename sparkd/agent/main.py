@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import socket
@@ -175,8 +176,8 @@ class Daemon:
     async def _clean(self, request: dict[str, Any]) -> Answer:
         state = self._agent.state
         living = launch_id(self._me.boot_id, state.launch.epoch) if state.launch else None
-        dry_run = bool(request.get("dry_run"))
+        dry_run, fix = bool(request.get("dry_run")), bool(request.get("fix"))
         plan, docker = self._effects.plan, self._effects.docker
         loop = asyncio.get_running_loop()
-        tidy = lambda: cleaning.tidy(plan, docker, living_launch=living, dry_run=dry_run)  # noqa: E731
+        tidy = functools.partial(cleaning.tidy, plan, docker, living_launch=living, dry_run=dry_run, fix=fix)
         yield {"lines": await loop.run_in_executor(None, tidy)}

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sparkd.engine import archive
-from sparkd.engine.ensure import Ensured, ensure
 from sparkd.engine.spec import LABEL_MANAGED, ContainerState, differences, state_of
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.plan import ContainerSpec
@@ -22,7 +21,7 @@ from sparkd.model.plan import ContainerSpec
 if TYPE_CHECKING:
     from docker import APIClient
 
-__all__ = ["ContainerEvents", "ContainerState", "Docker", "Ensured", "differences"]
+__all__ = ["ContainerEvents", "ContainerState", "Docker", "differences"]
 
 _WATCHED_EVENTS = ("start", "die", "destroy", "oom")
 _SYMLINKS_MAX = 8
@@ -121,10 +120,6 @@ class Docker:
             return ContainerEvents(api.events(since=since and f"{since:.9f}", filters=filters, decode=True))  # type: ignore[call-overload]
 
     # -- what is done --------------------------------------------------------------------------------------------
-
-    def ensure(self, spec: ContainerSpec, labels: Mapping[str, str], *, image_id: str | None) -> Ensured:
-        """Makes the plan's container exist and run; never replaces one. See `sparkd.engine.ensure`."""
-        return ensure(self, spec, labels, image_id=image_id)
 
     def create_and_start(self, spec: ContainerSpec, labels: Mapping[str, str]) -> ContainerState:
         """Makes the plan's container and starts it. Restart policy "no": sparkd supervises, both nodes or none."""

@@ -87,7 +87,7 @@ ENDINGS: tuple[Ending, ...] = (
         r"UnboundLocalError: .*(?:variable|local) '?w(?:13|2)\w*'?",
         "the mxfp4 patch is in the image twice: its second copy uses variables that the first deleted",
         Cure.PERSON,
-        "sparkd doctor --fix",
+        "sparkd clean --fix",
     ),
     _ending(
         "engine.kv-cache-too-small",

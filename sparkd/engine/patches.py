@@ -53,7 +53,7 @@ def judge(invariant: PatchInvariant, text: str | None, fix: str | None = None) -
             f"{invariant.id}: the patch was applied again ({found} times {invariant.needle}, "
             f"right is {invariant.count}); the model would fail to load with UnboundLocalError",
             cure=Cure.PERSON,
-            remedy="sparkd doctor --fix",
+            remedy="sparkd clean --fix",
             evidence=evidence,
         )
     partly = found > 0

@@ -13,6 +13,7 @@ import pytest
 from engine_shell import IMAGE, Engine, shell_spec
 
 from sparkd.engine.container import Docker, differences
+from sparkd.engine.ensure import ensure
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, FindingError
 from sparkd.model.plan import ContainerSpec
@@ -47,30 +48,30 @@ def run_by_hand(docker: Docker, spec: ContainerSpec) -> None:
 
 
 def test_a_missing_container_is_created_from_the_plan_and_says_so(docker: Docker, spec: ContainerSpec) -> None:
-    made = docker.ensure(spec, LABELS, image_id=None)
+    made = ensure(docker, spec, LABELS, image_id=None)
     assert made.action == "created" and "did not exist" in made.says
     assert made.state.running and made.state.is_ours and made.state.restart_policy == "no"
     assert made.state.labels["io.sparkd.cluster"] == "lab"
     assert made.state.network == "host" and made.state.ipc == "host" and made.state.pid > 0
 
-    assert docker.ensure(spec, LABELS, image_id=docker.image_id(IMAGE)).action == "kept"
+    assert ensure(docker, spec, LABELS, image_id=docker.image_id(IMAGE)).action == "kept"
 
     docker.stop(spec.name, grace_s=1)
-    again = docker.ensure(spec, LABELS, image_id=None)
+    again = ensure(docker, spec, LABELS, image_id=None)
     assert again.action == "started" and "was exited" in again.says and again.state.id == made.state.id
 
     docker.remove(spec.name)
-    anew = docker.ensure(spec, LABELS, image_id=None)
+    anew = ensure(docker, spec, LABELS, image_id=None)
     assert anew.action == "created" and anew.state.id != made.state.id
 
 
 def test_a_container_that_differs_is_never_replaced(docker: Docker, spec: ContainerSpec) -> None:
-    made = docker.ensure(spec, LABELS, image_id=None).state
+    made = ensure(docker, spec, LABELS, image_id=None).state
     docker.write_file(spec.name, "/workspace/only-copy.sh", b"true\n", 0o755)
     changed = spec.model_copy(update={"command": ("sleep", "1d"), "volumes": ()})
 
     with pytest.raises(FindingError) as caught:
-        docker.ensure(changed, LABELS, image_id=None)
+        ensure(docker, changed, LABELS, image_id=None)
 
     finding = caught.value.finding
     assert finding.id == "container.differs" and finding.cure is Cure.PERSON
@@ -86,31 +87,31 @@ def test_a_container_made_by_hand_is_adopted_where_it_matches_and_reported_where
     docker: Docker, spec: ContainerSpec
 ) -> None:
     run_by_hand(docker, spec)
-    adopted = docker.ensure(spec, LABELS, image_id=None)
+    adopted = ensure(docker, spec, LABELS, image_id=None)
     assert adopted.action == "kept" and "adopted as it is" in adopted.says and "unless-stopped" in adopted.says
     assert not adopted.state.is_ours
 
     with pytest.raises(FindingError) as caught:
-        docker.ensure(spec.model_copy(update={"ipc": "private"}), LABELS, image_id=None)
+        ensure(docker, spec.model_copy(update={"ipc": "private"}), LABELS, image_id=None)
     assert caught.value.finding.id == "container.foreign"
 
 
 def test_a_missing_image_needs_a_person(docker: Docker, spec: ContainerSpec) -> None:
     with pytest.raises(FindingError) as caught:
-        docker.ensure(spec.model_copy(update={"image": "nowhere/none:7"}), LABELS, image_id=None)
+        ensure(docker, spec.model_copy(update={"image": "nowhere/none:7"}), LABELS, image_id=None)
     assert caught.value.finding.id == "image.missing" and caught.value.finding.cure is Cure.PERSON
     assert caught.value.finding.remedy == "docker pull nowhere/none:7"
 
 
 def test_a_container_that_cannot_start_says_what_docker_said(docker: Docker, spec: ContainerSpec) -> None:
     with pytest.raises(FindingError) as caught:
-        docker.ensure(spec.model_copy(update={"command": ("/no/such/program",), "init": False}), LABELS, image_id=None)
+        ensure(docker, spec.model_copy(update={"command": ("/no/such/program",), "init": False}), LABELS, image_id=None)
     assert caught.value.finding.id == "container.start-failed"
     assert "/no/such/program" in caught.value.finding.evidence[0]
 
 
 def test_programs_run_inside_with_their_status_and_both_outputs(docker: Docker, spec: ContainerSpec) -> None:
-    docker.ensure(spec, LABELS, image_id=None)
+    ensure(docker, spec, LABELS, image_id=None)
     status, output = docker.exec_run(spec.name, ["bash", "-c", "echo out; echo err >&2; exit 7"], timeout_s=10)
     assert status == 7 and sorted(output.split()) == ["err", "out"]
     assert docker.exec_run(spec.name, ["no-such-program"], timeout_s=10)[0] in (126, 127)
@@ -124,7 +125,7 @@ def test_programs_run_inside_with_their_status_and_both_outputs(docker: Docker, 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_files_go_in_and_out_byte_for_byte(docker: Docker, spec: ContainerSpec, tmp_path: Path, running: bool) -> None:
     (tmp_path / "models" / "config.json").write_text("{}")
-    docker.ensure(spec, LABELS, image_id=None)
+    ensure(docker, spec, LABELS, image_id=None)
     if not running:
         docker.stop(spec.name, grace_s=1)
     data = bytes(range(256)) * 300
@@ -147,7 +148,7 @@ def test_files_go_in_and_out_byte_for_byte(docker: Docker, spec: ContainerSpec, 
 
 
 def test_writing_a_file_leaves_the_directories_that_were_there_alone(docker: Docker, spec: ContainerSpec) -> None:
-    docker.ensure(spec, LABELS, image_id=None)
+    ensure(docker, spec, LABELS, image_id=None)
     before, _ = docker.exec_run(spec.name, ["bash", "-c", "[ -k /tmp ]"], timeout_s=10)  # its sticky bit
     docker.write_file(spec.name, "/tmp/new/file", b"", 0o644)
     after, _ = docker.exec_run(spec.name, ["bash", "-c", "[ -k /tmp ]"], timeout_s=10)
@@ -156,7 +157,7 @@ def test_writing_a_file_leaves_the_directories_that_were_there_alone(docker: Doc
 
 def test_events_tell_of_starts_and_deaths_until_closed(docker: Docker, spec: ContainerSpec) -> None:
     since = time.time() - 1
-    docker.ensure(spec, LABELS, image_id=None)
+    ensure(docker, spec, LABELS, image_id=None)
     seen: list[str] = []
     died = threading.Event()
     events = docker.events(spec.name, since=since)
@@ -179,7 +180,7 @@ def test_events_tell_of_starts_and_deaths_until_closed(docker: Docker, spec: Con
 
 def test_a_daemon_that_hangs_or_is_gone_is_unknown_not_bad(engine: Engine, spec: ContainerSpec) -> None:
     docker = engine.docker(timeout_s=1)
-    docker.ensure(spec, LABELS, image_id=None)
+    ensure(docker, spec, LABELS, image_id=None)
     os.kill(engine.process.pid, signal.SIGSTOP)
     try:
         for ask in (lambda: docker.inspect(spec.name), lambda: docker.exec_run(spec.name, ["true"], timeout_s=1)):
@@ -194,7 +195,7 @@ def test_a_daemon_that_hangs_or_is_gone_is_unknown_not_bad(engine: Engine, spec:
 
 
 def test_the_image_is_compared_by_what_its_name_means_now(docker: Docker, spec: ContainerSpec) -> None:
-    state = docker.ensure(spec, LABELS, image_id=None).state
+    state = ensure(docker, spec, LABELS, image_id=None).state
     assert differences(state, spec, image_id=state.image_id, runtimes=("runc",)) == []
     (moved,) = differences(state, spec, image_id="sha256:" + "0" * 64, runtimes=("runc",))
     assert "made from an older" in moved and "000000000000" in moved

@@ -8,6 +8,7 @@ import pytest
 from engine_shell import Engine, shell_spec
 
 from sparkd.engine.container import Docker
+from sparkd.engine.ensure import ensure
 from sparkd.engine.patches import check_patch, count, deduplicate, judge, repair
 from sparkd.model.finding import Cure, Verdict
 from sparkd.model.recipe import PatchInvariant
@@ -58,7 +59,7 @@ def test_each_count_is_its_own_incident(text: str | None, id: str, verdict: Verd
     assert (finding.id, finding.verdict) == (id, verdict)
     if verdict is Verdict.BAD:
         assert finding.cure is Cure.PERSON and finding.remedy
-    assert finding.remedy == "sparkd doctor --fix" or not id.endswith("doubled")
+    assert finding.remedy == "sparkd clean --fix" or not id.endswith("doubled")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_what_is_not_certain_is_not_repaired(text: str) -> None:
 @pytest.fixture
 def container(engine: Engine) -> Iterator[tuple[Docker, str]]:
     docker, spec = engine.docker(), shell_spec("t-patches")
-    docker.ensure(spec, {}, image_id=None)
+    ensure(docker, spec, {}, image_id=None)
     yield docker, spec.name
     docker.remove(spec.name)
 

@@ -10,6 +10,7 @@ from engine_shell import Engine, shell_spec
 
 from sparkd.engine.build import parse_build, read_build
 from sparkd.engine.container import Docker
+from sparkd.engine.ensure import ensure
 from sparkd.engine.scripts import check_syntax, stage, verify
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Verdict
@@ -23,7 +24,7 @@ PLAN = plan()
 @pytest.fixture
 def container(engine: Engine) -> Iterator[tuple[Docker, str]]:
     docker, spec = engine.docker(), shell_spec("t-scripts")
-    docker.ensure(spec, {}, image_id=None)
+    ensure(docker, spec, {}, image_id=None)
     yield docker, spec.name
     docker.remove(spec.name)
 
