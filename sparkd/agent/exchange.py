@@ -10,6 +10,7 @@ import contextlib
 import errno
 
 from sparkd.agent.loop import Agent
+from sparkd.agent.tasks import unfailing
 from sparkd.control import node as control
 from sparkd.control.state import Asked, Heard, Silent, Told
 from sparkd.host.clock import monotonic
@@ -36,7 +37,7 @@ class HeadExchange:
 
     async def start(self) -> None:
         await self._server.start()
-        self._probing = asyncio.create_task(self._probe())
+        self._probing = asyncio.create_task(unfailing("the probe of silent workers", self._probe))
 
     async def stop(self) -> None:
         if self._probing is not None:
@@ -101,7 +102,7 @@ class WorkerExchange:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._exchange())
+        self._task = asyncio.create_task(unfailing("the exchange with the head", self._exchange))
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sparkd.agent import launching
 from sparkd.agent.effects import Effects
 from sparkd.agent.loop import Agent
+from sparkd.agent.tasks import unfailing
 from sparkd.control.state import Counted, Counters, EngineGone, EngineProgress, EngineReady, EngineSeen, NodeState
 from sparkd.engine import process as engine_process
 from sparkd.engine.log import LaunchProgress
@@ -53,10 +54,10 @@ class EngineWatch:
         self._progress = LaunchProgress(rank=agent.me.rank, started=monotonic(), learned=store.load_learned() or None)
         self._lane = ThreadPoolExecutor(1, "watch")
         self._loop = asyncio.get_running_loop()
-        watches = [self._watch_processes(), self._watch_log()]
+        watches = [self._watch_processes, self._watch_log]
         if agent.me.is_head:
-            watches.append(self._watch_endpoint())
-        self._tasks = [self._loop.create_task(watch) for watch in watches]
+            watches.append(self._watch_endpoint)
+        self._tasks = [self._loop.create_task(unfailing(watch.__name__, watch)) for watch in watches]
 
     def close(self) -> None:
         for task in self._tasks:
@@ -203,7 +204,9 @@ class Sources:
     def __init__(self, agent: Agent, effects: Effects, store: Store) -> None:
         self._agent, self._effects, self._store = agent, effects, store
         self._watch: EngineWatch | None = None
-        self._files = asyncio.get_running_loop().create_task(self._watch_files())
+        self._files = asyncio.get_running_loop().create_task(
+            unfailing("the watch over the configuration", self._watch_files)
+        )
         agent.on_turn.append(self.align)
 
     def align(self, before: NodeState, after: NodeState) -> None:

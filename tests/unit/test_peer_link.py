@@ -106,7 +106,7 @@ def test_nothing_is_left_of_polls_that_ended() -> None:
                     await client.exchange(report(), 1, 0.001)
                 head.reports.clear()
                 gc.collect()
-                return sum(type(thing).__module__.partition(".")[0] in of_a_poll for thing in gc.get_objects())
+                return sum(str(type(thing).__module__).partition(".")[0] in of_a_poll for thing in gc.get_objects())
 
             of_a_poll = {"sparkd", "uvicorn", "starlette", "h11", "httpx", "httpcore", "anyio", "_asyncio"}
             before = await polls(50)
