@@ -51,6 +51,7 @@ def stage(plan: Plan, docker: Docker) -> str:
 def start(plan: Plan, launch_id: str, launch_file: Path, log_file: Path) -> None:
     """Write what the unit reads, and start it. The launch id is an argument of the script, not a part of it."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file.write_bytes(b"")  # a node that lost its state may give a number again: no autopsy reads an older log
     variables = {
         "SPARKD_CONTAINER": plan.container.name,
         "SPARKD_SCRIPT": plan.script_path,

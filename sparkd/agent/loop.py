@@ -41,7 +41,6 @@ from sparkd.control.state import (
 from sparkd.host.clock import monotonic
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, FindingError, bad
-from sparkd.model.report import Phase
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +196,3 @@ class Agent:
         task = self._loop.create_task(carry())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    @property
-    def serving(self) -> bool:
-        return self.state.phase is Phase.SERVING

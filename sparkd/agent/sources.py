@@ -173,7 +173,7 @@ class EngineWatch:
             await asyncio.sleep(0.5)
         while True:
             await asyncio.sleep(COUNT_S)
-            if self._agent.serving:
+            if self._agent.state.phase in (Phase.PROVING, Phase.SERVING):
                 counters = await self._count()
                 if counters is not None:
                     self._agent.post(Counted(self.epoch, counters))

@@ -351,6 +351,10 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
         return _enter(s, Phase.BACKOFF, now, [Note(finding.id, f"{finding.says}; again in {wait_s:.0f} s", alarm=True)])
     if s.phase is Phase.STOPPING:  # a stop answers Done in the end; asked again until it does
         return replace(s, retry_at=now + RECHECK_S), [Note(finding.id, finding.says, alarm=True)]
+    if s.phase is Phase.PROVING and s.launch is not None and s.launch.adopted and s.moved_at > s.since:
+        # It served before the daemon did, and its counters move: busy with others' work, not broken (invariant 8).
+        s, asked = _ask(replace(s, since=now), Phase.PROVING, now)
+        return s, [Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"), *asked]
     return lose(s, finding, now)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sim.truth import INPUTS, QUICK, Host
 from sim.world import World
 from sparkd.model.cluster import Limits
-from sparkd.model.finding import Cure, Finding, bad
+from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Phase
 
 SCRIPT_MISSING = bad("script.missing", "the launch script names a path that exists nowhere", cure=Cure.PERSON)
@@ -187,7 +187,3 @@ KINDS: tuple[Callable[[World, Host], None], ...] = (
     operate,
     load,
 )
-
-
-def finding_of(host: Host) -> Finding | None:
-    return host.state.blocked if host.state else None

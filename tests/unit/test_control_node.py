@@ -11,6 +11,8 @@ from sparkd.control import node
 from sparkd.control.state import (
     Action,
     Asked,
+    Counted,
+    Counters,
     Done,
     EngineGone,
     EngineSeen,
@@ -324,3 +326,19 @@ def test_silence_has_a_beginning() -> None:
     assert state.peers[0] == Peer("unreachable", since=20.0)
     state, _ = walk(state, Silent(0, "refused"), now=30.0)
     assert state.peers[0] == Peer("refused", since=30.0)
+
+
+def test_an_adopted_engine_that_is_busy_is_asked_again_not_torn_down() -> None:
+    """Counters that move are work for others: a proof that did not come back in time says nothing against it."""
+    saved = Saved(boot_id="boot-1", epoch=7, gate=Gate.ALL, launch_epoch=7, serving=True)
+    late = bad("endpoint.timeout", "no answer within 180 s", cure=Cure.RELAUNCH)
+    state, actions = walk(node.begin(me()), Started(saved, intact=(7,), broken=()))
+    assert state.phase is Phase.PROVING
+
+    busy, _ = walk(state, Counted(7, Counters(movement=1)), Counted(7, Counters(movement=9)), now=20)
+    state, actions = walk(busy, Failed(busy.ticket, late), now=200)
+    assert state.phase is Phase.PROVING
+    assert [type(action) for action in actions if not isinstance(action, Note)] == [Prove]
+
+    state, actions = walk(state, Failed(state.ticket, late), now=400)  # and nothing has moved since
+    assert state.phase is Phase.STOPPING
