@@ -16,14 +16,20 @@ from sparkd.control.state import Asked, Heard, Silent, Told
 from sparkd.host.clock import monotonic
 from sparkd.model.cluster import Cluster
 from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.finding import Cure, Finding, bad
 from sparkd.model.report import Intent, Report
 from sparkd.peer.client import LinkClient, PeerRefused, PeerRejected, PeerUnreachable
 from sparkd.peer.server import LinkServer
-from sparkd.peer.wire import Answer, Ask
+from sparkd.peer.wire import Answer, Ask, Reason
 
 SILENCE_S = 1.5  # beyond an exchange's hold: then a worker's host is probed
 PROBE_MAX_S = 1.5
 AGAIN_S = 0.5  # after a failed exchange
+REMEDIES: dict[str, str] = {
+    Reason.WRONG_KEY: "make /etc/sparkd/cluster.key the same on all nodes, then `systemctl restart sparkd`",
+    Reason.PROTOCOL: "install the same sparkd on all nodes: scripts/install",
+    Reason.REFUSED: "make /etc/sparkd/sparkd.yaml the same on all nodes",
+}
 
 
 class HeadExchange:
@@ -100,6 +106,7 @@ class WorkerExchange:
         head = cluster.head
         self._client = LinkClient(agent.me.node, head.name, str(head.link_address), cluster.link.port, keys)
         self._task: asyncio.Task[None] | None = None
+        self._rejection = ""  # what was said last: told once, not twice a second
 
     async def start(self) -> None:
         self._task = asyncio.create_task(unfailing("the exchange with the head", self._exchange))
@@ -139,11 +146,7 @@ class WorkerExchange:
             except PeerUnreachable:
                 known = await self._silent("unreachable")
             except PeerRejected as error:
-                if self._agent.state.peers.get(0) is None or self._agent.state.peers[0].reach != "rejected":
-                    self._agent.note(
-                        "peer.rejected", f"{self._agent.me.names[0]} refuses our word: {error}", alarm=True
-                    )
-                known = await self._silent("rejected")
+                known = await self._silent("rejected", self._rejected(error))
             finally:
                 for task in (exchanging, changing):
                     task.cancel()
@@ -153,7 +156,14 @@ class WorkerExchange:
         state = self._agent.state
         return control.report(state).model_copy(update={"reason": control.reason(state, monotonic())})
 
-    async def _silent(self, reach: str) -> int:
-        self._agent.post(Silent(0, reach))
+    async def _silent(self, reach: str, finding: Finding | None = None) -> int:
+        self._agent.post(Silent(0, reach, finding))
         await asyncio.sleep(AGAIN_S)
         return 0
+
+    def _rejected(self, error: PeerRejected) -> Finding:
+        says = f"{self._agent.me.names[0]} refuses our word: {error}"
+        if says != self._rejection:
+            self._agent.note("peer.rejected", says, alarm=True)
+        self._rejection = says
+        return bad("peer.rejected", says, cure=Cure.WAIT, remedy=REMEDIES.get(error.reason, ""))

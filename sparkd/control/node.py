@@ -560,8 +560,11 @@ def reason(s: NodeState, now: float) -> str:
             return f"blocked: {s.blocked.says}"
         case Phase.IDLE if not i.run and (s.me.is_head or i.epoch):
             return "stopped by the operator"
+        case Phase.IDLE if s.me.is_head:
+            return cluster.backoff_reason(s, now)
         case Phase.IDLE:
-            return cluster.backoff_reason(s, now) if s.me.is_head else f"waiting for {s.me.names[0]}'s word"
+            objection = s.peers.get(0, Peer()).objection
+            return objection.says if objection else f"waiting for {s.me.names[0]}'s word"
         case Phase.PREFLIGHT | Phase.CLEAN | Phase.CONTAINER | Phase.STAGE if s.waiting is not None:
             waited = now - s.waiting_since
             late = " (longer than it should take)" if waited > s.me.limits.link_grace_s else ""

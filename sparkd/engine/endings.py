@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal as signals
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparkd.model.finding import Cure, Finding, bad
@@ -16,7 +17,8 @@ _EVIDENCE_MAX_CHARS = 300
 _PREFIX = re.compile(
     r"^\s*(?:\d+\.\d\d )?(?:\([^()]+? pid=\d+\)\s*)*(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?"
 )
-_PYTHON_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", re.MULTILINE)
+_PYTHON_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception): .")
+_CONSEQUENCE = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|EngineDeadError")
 _READY = "Application startup complete."
 
 
@@ -211,7 +213,7 @@ ENDINGS: tuple[Ending, ...] = (
     _ending(
         "engine.start-failed",
         r"Engine core initialization failed|WorkerProc initialization failed|Engine process failed to start",
-        "the engine failed while it started and its log does not say why",
+        "the engine failed while it started{why}",
         Cure.RELAUNCH,
         "sparkd logs on both nodes",
     ),
@@ -256,10 +258,9 @@ def classify_end(tail: str, *, status: int | None, signal: int | None, rank: int
         id, says, cure, remedy = _BY_STATUS[status]
         return bad(id, says, cure=cure, remedy=remedy, evidence=last)
     told = "" if status is None else f" with status {status}"
-    error = "" if ready or not status else _last_error(tail)
     return bad(
         "engine.lost",
-        f"{who} ended{told}: {error}" if error else f"{who} ended{told} and its log does not say why",
+        f"{who} ended{told}" + _why(() if ready or not status else _errors(tail)[-1:]),
         cure=Cure.RELAUNCH,
         remedy="sparkd logs; journalctl -k",
         evidence=last,
@@ -271,9 +272,11 @@ def _found(ending: Ending, match: re.Match[str], tail: str, rank: int) -> Findin
     match ending.id:
         case "engine.rendezvous-timeout":
             groups.setdefault("joined", f"no answer from {groups['address']}" if "address" in groups else "timed out")
+        case "engine.start-failed":
+            groups["why"] = _why(_errors(tail)[:1])  # the first is the root
         case "engine.rank-died":
             groups["code"] = _exit_words(groups.get("code"))
-    says = re.sub(r"\{(\w+)\}", lambda name: groups.get(name[1], "").strip(), ending.says)
+    says = re.sub(r"\{(\w+)\}", lambda name: groups.get(name[1], "").rstrip(), ending.says)
     where = "" if rank == 0 else f" (rank {rank})"
     return bad(
         ending.id,
@@ -307,10 +310,14 @@ def _last_lines(tail: str, lines_max: int = 3) -> tuple[str, ...]:
     return tuple(lines[-lines_max:])
 
 
-def _last_error(tail: str) -> str:
-    """The error with which Python ended the program, where it did: no signature, but better than none."""
-    errors = _PYTHON_ERROR.findall(tail)
-    return errors[-1].strip()[:_EVIDENCE_MAX_CHARS] if errors else ""
+def _errors(tail: str) -> list[str]:
+    """What Python called errors, in the order of the log. No signatures, but better than none."""
+    lines = (_bare(line) for line in tail.splitlines())
+    return [line for line in lines if _PYTHON_ERROR.match(line) and not _CONSEQUENCE.search(line)]
+
+
+def _why(errors: Sequence[str]) -> str:
+    return f": {errors[0]}" if errors else " and its log does not say why"
 
 
 def _bare(line: str) -> str:

@@ -133,6 +133,16 @@ def test_an_unknown_error_at_the_start_is_quoted() -> None:
     assert "does not say why" in classify_end(tail, status=0, signal=None, rank=1).says
 
 
+def test_an_unknown_root_of_a_failed_start_is_quoted() -> None:
+    tail = (
+        "(VllmWorker-0 pid=9) ERROR 11-21 08:55:02 [multiproc_executor.py:953] ValueError: head size 33 is not supported\n"
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}\n"
+    )
+    finding = classify_end(tail, status=1, signal=None, rank=0)
+    assert finding.id == "engine.start-failed"
+    assert finding.says == "the engine failed while it started: ValueError: head size 33 is not supported"
+
+
 def test_an_engine_that_served_did_not_fail_to_start() -> None:
     complaint = "ImportError: optional thing\nmax_tokens: vllm: error: x\n"
     tail = f"INFO:     Application startup complete.\n{complaint}"
