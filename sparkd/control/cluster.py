@@ -90,10 +90,11 @@ def _vanished(s: NodeState, now: float) -> Finding | None:
 
 
 def end_epoch(s: NodeState, cause: Finding, now: float) -> tuple[NodeState, list[Action]]:
-    """The epoch is dead on all nodes. It costs one of the budget where an engine may have started."""
+    """The epoch is dead on all nodes. It costs one of the budget where an engine may have started. One that had proven
+    itself is followed at once, for what it ran is known to work; one that never did is followed after a growing delay."""
     i = s.intent
     used = s.restarts_used + (i.gate is not Gate.CLOSED and cause.id != "state.epoch-behind")
-    wait_s = backoff.delay_s(used, s.me.limits, f"{s.me.node}/{i.epoch}")
+    wait_s = 0.0 if s.phase is Phase.SERVING else backoff.delay_s(used, s.me.limits, f"{s.me.node}/{i.epoch}")
     s = replace(s, restarts_used=used, epoch_at=now + wait_s, intent=i.model_copy(update={"gate": Gate.ENDED}))
     s = replace(s, ended=Loss(epoch=i.epoch, finding=cause))
     after = f"; the next one in {wait_s:.0f} s" if wait_s else ""

@@ -526,16 +526,23 @@ def test_the_workers_crash_loop_is_blocked_on_the_head_with_the_diagnosis() -> N
 
 
 def test_delays_grow_and_serving_refills_the_budget() -> None:
-    world = serving_world()
-    for number in range(1, 4):
-        world.engines.kill(world.head, number, "all", "is killed")
-        world.run_until(lambda number=number: epoch_of(world) > number, 60)  # type: ignore[misc]
-        until_serving(world, 200)
+    """What never proved itself is followed after a growing delay; what did is followed at once."""
+    world = World(2, limits=LIMITS, load_s=LOAD_S)
+    failure = bad("unit.failed", "sparkd-engine.service could not be started", cure=Cure.RELAUNCH)
+    world.hosts[1].failures["start"] = [failure] * 3
+    for host in world.hosts:
+        world.power_on(host)
+    until_serving(world, 300)
     assert world.head.state is not None and world.head.state.restarts_used == 3
     ended = world.noted("epoch.ended")
     assert "the next one in" not in ended[0], "the first relaunch is immediate"
     assert f"the next one in {delay_s(2, LIMITS, 'spark1/2'):.0f} s" in ended[1]
     assert delay_s(3, LIMITS, "spark1/3") > delay_s(2, LIMITS, "spark1/2") > 0
+    world.engines.kill(world.head, 4, "all", "is killed")
+    world.run_until(lambda: epoch_of(world) > 4, 60)
+    assert "the next one in" not in world.noted("epoch.ended")[-1], "it had proven itself"
+    until_serving(world, 200)
+    assert world.head.state.restarts_used == 4
     world.run(LIMITS.hold_s + 2)
     assert world.head.state.restarts_used == 0
 
