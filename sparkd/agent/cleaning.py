@@ -88,30 +88,36 @@ def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:
 def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
     """Returns what was done, in one sentence. Raises FindingError where the node is not fit for a launch."""
     found = survey(plan, docker)
-    did = []
-    if found.stale:
-        ended = processes.end([process for process, _ in found.stale], grace_s=STALE_GRACE_S)
-        if ended.survivors:
-            says = f"stale engine processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)"
-            raise FindingError(
-                bad("process.unkillable", says, cure=Cure.RELAUNCH, who=Who.HANDS, remedy="reboot the node")
-            )
-        names = ", ".join(sorted({process.name for process, _ in found.stale}))
-        did.append(f"{len(found.stale)} stale processes ended in {ended.seconds:.1f} s ({names})")
-    _wait_ports_free(plan)
+    did = [_end_stale(found)]
+    did += [f"process {process.pid} {process.name} left alone: {why}" for process, why in found.foreign]
+    needed = _wait_ports_free(plan)
+    if needed:
+        did.append(f"ports {', '.join(map(str, needed))} proven free")
     removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))
-    if removed:
-        did.append(f"{len(removed)} leftover segments removed ({sum(s.bytes for s in removed) / GIB:.2f} GiB)")
+    freed = f" ({sum(segment.bytes for segment in removed) / GIB:.2f} GiB)" if removed else ""
+    did.append(f"{len(removed) or 'no'} leftover segments{' removed' if removed else ''}{freed}")
     did.append(_drop(plan, policy))
     _wait_memory(plan)
     return "; ".join(did)
 
 
-def _wait_ports_free(plan: Plan) -> None:
+def _end_stale(found: Survey) -> str:
+    if not found.stale:
+        return "no stale engine processes"
+    ended = processes.end([process for process, _ in found.stale], grace_s=STALE_GRACE_S)
+    if ended.survivors:
+        says = f"stale engine processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)"
+        raise FindingError(bad("process.unkillable", says, cure=Cure.RELAUNCH, who=Who.HANDS, remedy="reboot the node"))
+    names = ", ".join(sorted({process.name for process, _ in found.stale}))
+    return f"{len(found.stale)} stale processes ended in {ended.seconds:.1f} s ({names})"
+
+
+def _wait_ports_free(plan: Plan) -> tuple[int, ...]:
+    """The ports that are free now. Raises FindingError naming who holds one of them."""
     needed = needed_ports(plan)
     taken = _settle(lambda: [port for port in needed if not ports.can_bind(port)], PORTS_FREE_MAX_S, every_s=0.2)
     if not taken:
-        return
+        return needed
     held = {listener.port: listener for listener in ports.listeners(taken)}
     who = "; ".join(f"port {p} by {_holder(held[p]) if p in held else 'a socket that does not listen'}" for p in taken)
     remedy = "; ".join(f"ss -ltnp 'sport = :{port}'" for port in taken)

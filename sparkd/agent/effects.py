@@ -134,11 +134,15 @@ class Effects:
             )
             return Done(action.ticket, ensured.says)
         says = launching.stage(self.plan, self.docker)
-        for finding in gate.in_container(self._context()):
-            if finding.is_bad:
-                return Failed(action.ticket, finding)
-        self._store.save_plan(self._plan)
-        return Done(action.ticket, says)
+        findings = gate.in_container(self._context())
+        worst = next((finding for finding in findings if finding.is_bad), None)
+        if worst is not None:
+            return Failed(action.ticket, worst)
+        try:
+            self._store.save_plan(self._plan)
+        except OSError as error:  # costs the comparison after an adoption, not the launch
+            says += f"; the plan could not be kept on disk ({error.strerror})"
+        return Done(action.ticket, f"{says}; {gate.summary(findings)}")
 
     def _preflight(self, action: Prepare) -> Event:
         if self._config_error is not None:

@@ -139,7 +139,8 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case EngineSeen(epoch=epoch, findings=findings) if _living(s, epoch):
             if findings:
                 return lose(s, findings[0], now)
-            return replace(s, launch=Launch(epoch, seen=True, adopted=bool(s.launch and s.launch.adopted))), []
+            note = Note("engine.verified", "the engine lives; its argv and environment, as the kernel has them, equal the plan")
+            return replace(s, launch=Launch(epoch, seen=True, adopted=bool(s.launch and s.launch.adopted))), [note]
         case EngineReady(epoch=epoch) if _living(s, epoch):
             return replace(s, ready=True), []
         case EngineProgress(epoch=epoch, progress=progress) if _living(s, epoch):

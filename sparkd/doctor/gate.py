@@ -66,12 +66,11 @@ def worst(findings: list[Finding], *, only_person: bool = False) -> Finding | No
 
 
 def summary(findings: list[Finding]) -> str:
-    unseen = [finding.id for finding in findings if finding.verdict is Verdict.UNKNOWN]
-    warned = [finding.says for finding in findings if finding.verdict is Verdict.WARNING]
-    says = f"{len(findings)} checks asked, none against a launch"
-    if unseen:
-        says += f"; could not tell: {', '.join(unseen)}"
-    return "; ".join([says, *warned])
+    """What was found, one clause a check: the events show on each launch what was asked and what the answer was."""
+    said = {verdict: [f.says for f in findings if f.verdict is verdict] for verdict in Verdict}
+    clauses = [*said[Verdict.GOOD], *(f"warning: {says}" for says in said[Verdict.WARNING])]
+    clauses += [f"could not tell: {says}" for says in said[Verdict.UNKNOWN]]
+    return f"{len(findings)} checks asked, none against a launch: " + "; ".join(clauses)
 
 
 def fingerprint(context: Context, digests: Digests) -> str:
@@ -202,16 +201,19 @@ def check_ports(context: Context) -> Iterator[Finding]:
             remedy="change cluster.link.port",
         )
     held = ports.listeners((context.plan.api_port, context.plan.rendezvous_port))
-    yield good("port.listeners", f"{len(held)} listeners on the engine's ports before cleaning")
+    holders = ", ".join(f"{listener.port} by {'/'.join(listener.names) or 'unknown'}" for listener in held)
+    yield good("port.listeners", f"the engine's ports are {'held before cleaning: ' + holders if held else 'free'}")
 
 
 def check_environment(context: Context) -> Iterator[Finding]:
     """A variable that is known to break the engine must not be in the plan (the seed lost two sessions on one)."""
     environment = context.plan.environment
-    for entry in context.plan.forbidden_environment:
-        name, is_exact, value = entry.partition("=")
-        if name not in environment or (is_exact and environment[name] != value):
-            continue
+    entries = context.plan.forbidden_environment
+    parts = [entry.partition("=") for entry in entries]
+    found = [name for name, exact, value in parts if name in environment and (not exact or environment[name] == value)]
+    if not found:
+        yield good("script.environment", f"nothing forbidden in the environment ({', '.join(entries) or 'no list'})")
+    for name in found:
         remedy = f"remove {name} from the recipe, the profile and the node's environment"
         yield bad("script.env-forbidden", f"the plan sets {name}, which is forbidden", cure=Cure.PERSON, remedy=remedy)
 

@@ -24,6 +24,8 @@ DELETED = " (deleted)"
 # What CPython names them: "psm_" + secrets.token_hex(4), "sem." + "mp-" + 8 of tempfile's characters.
 _NAME = re.compile(r"psm_[0-9a-f]{8}|sem\.mp-[a-z0-9_]{8}")
 
+_SEMAPHORE = "sem."
+
 File = tuple[int, int]  # (device, inode): what a file is, whatever it is called in whichever container
 
 
@@ -123,8 +125,7 @@ def file_users(files: Collection[File], names: Collection[str], proc: Path = pro
     pids = procfs.pids(proc)
     if 1 not in pids:  # /proc hides other users' processes from us (hidepid)
         blind.append(1)
-    # a cheap look at the whole text first: most processes map nothing from there
-    hints = [name.encode() for name in names]
+    hints = _hints(names)
     for pid in pids:
         try:
             used = _mapped(pid, files, hints, proc) | _opened(pid, files, names, proc)
@@ -135,6 +136,16 @@ def file_users(files: Collection[File], names: Collection[str], proc: Path = pro
         for file in used:
             using.setdefault(file, set()).add(pid)
     return Users({file: tuple(sorted(pids_)) for file, pids_ in using.items()}, tuple(blind))
+
+
+def _hints(names: Collection[str]) -> list[bytes]:
+    """What stands in a /proc/PID/maps that is worth reading line by line: most processes map nothing from there.
+
+    The maker of a semaphore maps it under the name that it had first: sem_open(3) of glibc makes "sem." and six random
+    characters, gives it its own name by link(2) and removes the first one.
+    """
+    hints = [name.encode() for name in names if not name.startswith(_SEMAPHORE)]
+    return hints if len(hints) == len(names) else [*hints, b"/" + _SEMAPHORE.encode()]
 
 
 def _mapped(pid: int, files: Collection[File], hints: Sequence[bytes], proc: Path) -> set[File]:

@@ -25,9 +25,14 @@ def test_every_step_of_the_design_card_is_in_the_events(serving: Pair) -> None:
     for node in NODES:
         events = serving.events(node)
         told = {event["id"]: event["says"] for event in events}
-        assert "checks asked" in told["phase.preflight"]
+        assert "sparkd-engine.service: /opt/sparkd/libexec/sparkd-engine" in told["phase.preflight"]
+        assert "frames of 9000 bytes" in told["phase.preflight"]
+        assert "stale" in told["phase.clean"]
+        assert "leftover segments" in told["phase.clean"]
         assert "page cache dropped: free" in told["phase.clean"]
         assert "read back equal" in told["phase.stage"]
+        assert "2 times empty_cache" in told["phase.stage"]
+        assert "equal the plan" in told["engine.verified"]
         assert "launch" in told["phase.launching"]
     head = [event["says"] for event in serving.events("spark1") if event["id"] == "barrier.opened"]
     assert any("workers launch" in says for says in head)
