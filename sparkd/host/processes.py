@@ -22,7 +22,8 @@ from sparkd.model.errors import SparkdError
 from sparkd.model.plan import LAUNCH_ID_VARIABLE
 
 ANCESTORS_MAX = 16  # a chain longer than this is a loop made of recycled pids
-ORPHAN_GRACE_S = 3.0  # orphans and helpers have nobody left to wind down for
+ORPHAN_GRACE_S = 3.0  # orphans, helpers, a top process without its engine: they have nobody left to wind down for
+TRACKER_GRACE_S = 1.0  # a resource tracker sees the end of its last process at once, and then unlinks and goes
 AFTER_KILL_S = 5.0  # SIGKILL is at once, but freeing a GPU's memory on the way out is not
 POLL_S = 0.5  # how often a caller that wants to be called back is, while waiting
 
@@ -260,8 +261,9 @@ def end(
     SIGTERM to the top processes and to titled ones whose parent is not given; once more to a top process that lives
     after `again_s`, because a head that is still starting ignores the first; SIGKILL to what is left of the engine
     after `grace_s`. Helpers (shells, resource trackers, the `docker exec` that carries the output) end with their
-    engine, so nobody asks them to; SIGKILL for them 3 s after it is gone. Without a top process they are all orphans:
-    SIGTERM to each and SIGKILL after at most 3 s. `poll` is called at least every half second.
+    engine, so nobody asks them to; SIGKILL for them 3 s after it is gone. The same for a top process all of whose titled
+    children have gone: it would wait for ever for connections to close that nobody answers any more. Without a top
+    process they are all orphans: SIGTERM to each and SIGKILL after at most 3 s. `poll` is called at least every half second.
     Raises SparkdError when signals are not permitted.
     """
     began = time.monotonic()
@@ -276,7 +278,7 @@ def end(
             watched.send(signal.SIGTERM, roots | tops)
             watched.wait(began + min(again_s, grace_s), poll)
             watched.send(signal.SIGTERM, tops)
-            watched.wait(began + grace_s, poll, is_engine_proper)
+            watched.wait(began + grace_s, poll, is_titled if any(map(is_titled, processes)) else is_engine_proper)
             watched.wait(min(began + grace_s, time.monotonic() + ORPHAN_GRACE_S), poll)
         else:
             watched.send(signal.SIGTERM, given)
@@ -298,13 +300,19 @@ def kill_now(processes: Sequence[EngineProcess], *, poll: Callable[[], None] | N
 
 
 def _kill(watched: _Watched, given: set[int], began: float, poll: Callable[[], None] | None) -> Ended:
-    left = watched.pids()
-    watched.send(signal.SIGKILL, left)
+    """SIGKILL to the engine, and a moment later to what stays: the resource tracker unlinks what a killed engine leaves."""
+    engine = {process.pid for process in watched.living.values() if is_engine_proper(process)}
+    if engine:
+        watched.send(signal.SIGKILL, engine)
+        watched.wait(time.monotonic() + TRACKER_GRACE_S, poll)
+    helpers = watched.pids() - engine
+    watched.send(signal.SIGKILL, helpers)
     watched.wait(time.monotonic() + AFTER_KILL_S, poll)
     survivors = watched.pids()
+    killed = (engine | helpers) - survivors
     return Ended(
-        terminated=tuple(sorted(given - left)),
-        killed=tuple(sorted(left - survivors)),
+        terminated=tuple(sorted(given - killed - survivors)),
+        killed=tuple(sorted(killed)),
         survivors=tuple(sorted(survivors)),
         seconds=time.monotonic() - began,
     )

@@ -45,8 +45,11 @@ class Traffic:
 class Pair:
     """Two nodes of a lab with sparkd installed."""
 
-    def __init__(self, lab: Lab, *, model: str = MODEL, serves_max_s: float = SERVES_MAX_S) -> None:
-        self.lab, self.model, self.serves_max_s = lab, model, serves_max_s
+    def __init__(
+        self, lab: Lab, *, model: str = MODEL, answer_tokens: int = 2048, serves_max_s: float = SERVES_MAX_S
+    ) -> None:
+        self.lab, self.model = lab, model
+        self.answer_tokens, self.serves_max_s = answer_tokens, serves_max_s
 
     def pace(self, *, start_s: float, stop_scale: float) -> None:
         """How long the simulated engine's start takes, and how its stop relates to the real one's 11 s of a worker."""
@@ -78,9 +81,10 @@ class Pair:
     def epoch(self) -> int:
         return int(self.status().get("epoch", 0))
 
-    def chat(self, prompt: str = "Say hello.", *, max_tokens: int = 2048, timeout_s: float = 60) -> dict[str, Any]:
+    def chat(self, prompt: str = "Say hello.", *, max_tokens: int = 0, timeout_s: float = 60) -> dict[str, Any]:
         """A real request from a client in the LAN; the message that came back."""
-        body = {"model": self.model, "max_tokens": max_tokens, "messages": [{"role": "user", "content": prompt}]}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens or self.answer_tokens}
+        body["messages"] = [{"role": "user", "content": prompt}]
         done = self.lab.client(
             ["curl", "-sS", "-m", str(timeout_s), "-H", "Content-Type: application/json", "-d", json.dumps(body),
              f"{ENDPOINT}/v1/chat/completions"]

@@ -27,7 +27,7 @@ def pair() -> Iterator[Pair]:
     places = Places.of_environment()
     lab = RealLab(Places("real", places.state.with_name("real"), places.cache))
     lab.up()
-    yield Pair(lab, model=MODEL, serves_max_s=SERVES_MAX_S)
+    yield Pair(lab, model=MODEL, answer_tokens=64, serves_max_s=SERVES_MAX_S)  # its context is 1024 tokens
     if not os.environ.get("SPARKD_LAB_KEEP"):
         lab.down()
 

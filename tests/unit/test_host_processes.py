@@ -36,9 +36,12 @@ def term(*_):
     if heard > int(os.environ.get("IGNORED", "0")):
         child.kill()
         child.wait()
-        sys.exit(130)
+        if "LINGERS" not in os.environ:
+            sys.exit(130)
 signal.signal(signal.SIGTERM, term)  # before the child: who sees that one knows that this one listens
 child = subprocess.Popen([*hide, "bash", "-c", f"{trap}exec -a {title} sleep 300"])
+if "TRACKER" in os.environ:
+    tracker = subprocess.Popen([os.environ["TRACKER"]], stdin=subprocess.PIPE)
 while True:
     time.sleep(60)
 """
@@ -60,11 +63,12 @@ class Lab:
         return process.pid
 
     def engine(self, title: str = "VLLM::Worker_TP0", **variables: str) -> list[EngineProcess]:
-        """A top process and its titled child, both seen."""
+        """A top process and its titled child, and its tracker where it has one: all seen."""
+        wanted = 2 + ("TRACKER" in variables)
         top = self.start(
             sys.executable, str(self.directory / "vllm"), "serve", "/m", "--x", "", TITLE=title, **variables
         )
-        return self.see(lambda found: len(found) == 2 and found[0].pid == top and found[1].title.startswith(title))
+        return self.see(lambda found: len(found) == wanted and found[0].pid == top and found[1].title.startswith(title))
 
     def titled(self, title: str, trap: str = "", **variables: str) -> list[EngineProcess]:
         pid = self.start("bash", "-c", f"{trap}exec -a {title} sleep 300", **variables)
@@ -244,6 +248,22 @@ def test_what_does_not_go_is_killed(lab: Lab) -> None:
     ended = end(found, grace_s=0.6, again_s=0.2, poll=lambda: turns.append(1))
     assert set(ended.killed) == {one.pid for one in found} and not ended.survivors
     assert turns and lab.mine() == []
+
+
+def test_a_head_that_waits_for_its_clients_does_not_hold_up_the_end(lab: Lab) -> None:
+    """vLLM's, asked to stop with requests in flight: the engine is gone, the server waits for connections to close."""
+    top, worker = lab.engine(LINGERS="1")
+    ended = end([top, worker], grace_s=WAIT_MAX_S * 10, again_s=0.2)
+    assert (ended.terminated, ended.killed) == ((worker.pid,), (top.pid,))
+
+
+def test_a_tracker_may_clear_up_after_a_killed_engine(lab: Lab) -> None:
+    """Python's resource tracker reads from a pipe that its program holds, and goes at the end of that."""
+    found = lab.engine(IGNORED="99", DEAF="1", TRACKER="cat")
+    tracker = next(one for one in found if one.comm == "cat")
+    ended = end(found, grace_s=0.4, again_s=0.2)
+    assert ended.terminated == (tracker.pid,)
+    assert set(ended.killed) == {one.pid for one in found if one is not tracker}
 
 
 def test_orphans_are_all_asked_and_then_killed(lab: Lab) -> None:

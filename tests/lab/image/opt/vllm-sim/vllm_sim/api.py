@@ -72,11 +72,13 @@ class ApiServer:
         if not arguments["disable_log_stats"]:
             threading.Thread(target=self._log_statistics, daemon=True).start()
 
-    def stop(self) -> None:
-        """Refuses new connections, lets the ones being answered finish for a moment."""
+    def stop(self, *, max_s: float = 1.0) -> None:
+        """Refuses new connections, lets the ones being answered finish for so long."""
         log.plain("INFO:     Shutting down")
         self._server.socket.close()
-        deadline = time.monotonic() + 1.0
+        deadline = time.monotonic() + max_s
+        if self.answering:
+            log.plain("INFO:     Waiting for connections to close. (CTRL+C to force quit)")
         while self.answering and time.monotonic() < deadline:
             time.sleep(0.01)
         log.plain("INFO:     Waiting for application shutdown.")
