@@ -24,6 +24,7 @@ from sparkd.peer.wire import Answer, Ask, Reason
 
 SILENCE_S = 1.5  # beyond an exchange's hold: then a worker's host is probed
 PROBE_MAX_S = 1.5
+PROBE_EVERY_S = 1.0
 AGAIN_S = 0.5  # after a failed exchange
 REMEDIES: dict[str, str] = {
     Reason.WRONG_KEY: "make /etc/sparkd/cluster.key the same on all nodes, then `systemctl restart sparkd`",
@@ -74,7 +75,7 @@ class HeadExchange:
         """Silent is either a living host whose agent is away (it refuses), or a host or link that is gone."""
         limits = self._agent.me.limits
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(PROBE_EVERY_S)
             now = monotonic()
             for rank in self._agent.me.workers:
                 if now - self._heard_at.get(rank, 0.0) > limits.exchange_s + SILENCE_S:

@@ -118,12 +118,17 @@ def test_sparkd_is_restarted_under_traffic_and_adopts(serving: Pair) -> None:
     assert serving.epoch() == epoch
 
 
-def test_stop_leaves_nothing_and_start_serves(serving: Pair) -> None:
+def test_stop_under_load_leaves_nothing_and_start_serves(serving: Pair) -> None:
+    """Asked to stop with requests in flight, its server waits for ever for connections that nobody answers any more."""
     epoch = serving.epoch()
-    serving.run("spark1", "sparkd stop")
+    with serving.traffic(max_tokens=700, max_s=60) as traffic:
+        wait_for("first answer under load", lambda: traffic.answered, max_s=60)
+        serving.run("spark1", "sparkd stop")
+        for node in NODES:
+            serving.wait_phase("idle", node)
     for node in NODES:
-        serving.wait_phase("idle", node)
         assert not serving.engine(node)
         assert not serving.run(node, "ss -Hltn '( sport = 8000 or sport = 29501 )'")
+    assert not segments(serving, "spark1")
     serving.run("spark1", "sparkd start")
     serving.wait_serving(newer_than=epoch)

@@ -95,7 +95,7 @@ class Head:
         log.info("launcher.py:254", "[shutdown] API server: shutdown triggered")
         log.info("launcher.py:270", "[shutdown] API server: stopping engine client mode=abort timeout=0s")
         self._stop_engine()
-        server.stop(max_s=math.inf)  # 4 of 6 with requests in flight: nobody answers these any more
+        server.stop(max_s=math.inf)  # 6 of 8 with requests in flight: nobody answers these any more
         knobs.stop_pause(READY_STOP_S)
 
     def _end_without_engine(self, server: ApiServer, client: EngineClient) -> None:
