@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from sparkd.agent.paths import Paths
 from sparkd.agent.socket import ControlServer
 from sparkd.agent.sources import Sources
 from sparkd.agent.store import Store
-from sparkd.config.identity import identify, local_addresses
+from sparkd.config.identity import identify_here
 from sparkd.config.load import Configuration, load
 from sparkd.control.state import Asked, Me, Started
 from sparkd.engine.container import Docker
@@ -54,7 +53,7 @@ def run(configuration_path: Path, node: str | None) -> int:
 def who_am_i(configuration: Configuration, node: str | None) -> Me:
     """This node in the cluster, found by `--node`, its addresses or its host name."""
     cluster = configuration.settings.cluster
-    found = identify(cluster, asked=node, hostname=socket.gethostname(), addresses=local_addresses())
+    found = identify_here(cluster, node)
     names = tuple(node.name for node in cluster.nodes)
     rank = names.index(found.name)
     return Me(found.name, rank, names, boot_id(), __version__, configuration.settings.limits)

@@ -53,7 +53,7 @@ def _node(s: NodeState, rank: int, now: float) -> NodeStatus:
         return _head(s.intent, peer, s.me.names[0], heard_s_ago)
     report = peer.report
     if report is None:
-        return NodeStatus(node=s.me.names[rank], rank=rank, reachable=_reach(peer), heard_s_ago=heard_s_ago)
+        return NodeStatus(node=s.me.names[rank], rank=rank, reachable=peer.reach, heard_s_ago=heard_s_ago)
     return NodeStatus(
         node=report.node,
         rank=rank,
@@ -63,7 +63,7 @@ def _node(s: NodeState, rank: int, now: float) -> NodeStatus:
         progress=report.progress,
         engine_alive=report.engine_alive,
         heard_s_ago=heard_s_ago,
-        reachable=_reach(peer),
+        reachable=peer.reach,
         boot_id=report.boot_id,
         version=report.version,
         blocked=report.blocked,
@@ -101,11 +101,7 @@ def _head(intent: Intent, peer: Peer, name: str, heard_s_ago: float | None) -> N
         progress=intent.progress,
         engine_alive=None if heard_s_ago is None else intent.head_phase.has_engine,
         heard_s_ago=heard_s_ago,
-        reachable=_reach(peer),
+        reachable=peer.reach,
         boot_id=intent.head_boot_id,
         version=intent.version,
     )
-
-
-def _reach(peer: Peer) -> str:
-    return "yes" if peer.reach == "yes" else "unreachable" if peer.reach == "unreachable" else peer.reach
