@@ -9,8 +9,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from sparkd.agent import cleaning, launching
-from sparkd.agent.paths import Paths
+from sparkd.agent import launching
 from sparkd.agent.store import Store
 from sparkd.config.load import Configuration, load, plan_for
 from sparkd.control.state import (
@@ -28,8 +27,11 @@ from sparkd.control.state import (
     Stop,
 )
 from sparkd.doctor import gate
+from sparkd.doctor.facts import Facts
+from sparkd.engine import cleaning
 from sparkd.engine.ensure import ensure
 from sparkd.host.clock import monotonic
+from sparkd.host.paths import Paths
 from sparkd.model.errors import ConfigError, SparkdError
 from sparkd.model.finding import Cure, Finding, bad
 from sparkd.model.plan import ClusterPlan, Plan
@@ -134,7 +136,7 @@ class Effects:
             )
             return Done(action.ticket, ensured.says)
         says = launching.stage(self.plan, self.docker)
-        findings = gate.in_container(self._context())
+        findings = gate.in_container(self._facts())
         worst = next((finding for finding in findings if finding.is_bad), None)
         if worst is not None:
             return Failed(action.ticket, worst)
@@ -150,14 +152,16 @@ class Effects:
             return Failed(action.ticket, bad("config.invalid", str(error), cure=Cure.PERSON, remedy=error.hint))
         self._for_profile(action.profile)
         self._take_what_others_have(action.others)
-        findings, digests = gate.preflight(self._context())
+        findings, digests = gate.preflight(self._facts())
         worst = gate.worst(findings)
         if worst is not None:
             return Failed(action.ticket, worst, digests)
         return Done(action.ticket, gate.summary(findings), digests=digests)
 
-    def _context(self) -> gate.Context:
-        return gate.Context(self.configuration.settings, self._plan, self.me.rank, self.docker)
+    def _facts(self) -> Facts:
+        """Everything is read anew for each question: facts are remembered for one look only."""
+        settings = self.configuration.settings
+        return Facts(self.docker, settings, self._plan, self.me.rank, self.paths, calm=True)
 
     def _labels(self, epoch: int) -> dict[str, str]:
         return {
@@ -242,5 +246,6 @@ class Effects:
             self._use(plan_for(self.configuration, self._plan.profile))
         except ConfigError as invalid:
             error = bad("config.invalid", str(invalid), cure=Cure.PERSON, remedy=invalid.hint)
-        findings, digests = gate.preflight(self._context(), everything=True)
-        return Inputs(gate.fingerprint(self._context(), digests), error or gate.worst(findings, only_person=True))
+        facts = self._facts()
+        findings, digests = gate.preflight(facts, everything=True)
+        return Inputs(gate.fingerprint(facts, digests), error or gate.worst(findings, only_person=True))

@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from sparkd import __version__
-from sparkd.agent import cleaning, view
+from sparkd.agent import view
 from sparkd.agent.effects import Effects
 from sparkd.agent.exchange import HeadExchange, WorkerExchange
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
-from sparkd.agent.paths import Paths
 from sparkd.agent.socket import ControlServer
 from sparkd.agent.sources import Sources
 from sparkd.agent.store import Store
 from sparkd.config.identity import identify_here
 from sparkd.config.load import Configuration, load
 from sparkd.control.state import Asked, Me, Started
+from sparkd.engine import cleaning
 from sparkd.engine.container import Docker
 from sparkd.host import processes
 from sparkd.host.clock import boot_id, monotonic
+from sparkd.host.paths import Paths
 from sparkd.model.errors import UsageError
 from sparkd.model.report import Saved, launch_id
 from sparkd.peer.auth import load_keys

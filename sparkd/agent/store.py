@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sparkd.agent.paths import Paths
+from sparkd.host.paths import Paths
 from sparkd.model.plan import ClusterPlan
 from sparkd.model.report import Saved
 

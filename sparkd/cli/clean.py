@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
@@ -41,33 +40,19 @@ def clean(dry_run: bool, fix: bool, config_path: Path, node: str | None, as_json
 
 def _without_daemon(config_path: Path, node: str | None, *, dry_run: bool, fix: bool) -> list[str]:
     """The daemon's own code, run here. An engine that serves while its agent is stopped is spared as under the agent."""
-    from sparkd.agent import cleaning
     from sparkd.config.identity import identify_here
     from sparkd.config.load import load, plan_for
+    from sparkd.engine import cleaning
     from sparkd.engine.container import Docker
+    from sparkd.host.paths import Paths
 
     configuration = load(config_path)
     cluster = configuration.settings.cluster
     plan = plan_for(configuration).ranks[cluster.nodes.index(identify_here(cluster, node))]
-    return cleaning.tidy(plan, Docker(), living_launch=_living_launch(), dry_run=dry_run, fix=fix)
-
-
-def _living_launch() -> str | None:
-    """The launch whose unit is active, or may be: it is spared where systemd cannot be asked.
-
-    Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
-    """
-    from sparkd.agent.paths import Paths
-    from sparkd.host.run import run
-    from sparkd.model.errors import SparkdError
-
-    try:
-        lines = shlex.split(Paths.from_environment().launch_file.read_text())
-    except FileNotFoundError:
-        return None
-    launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
-    try:
-        state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=10).stdout.strip()
-    except SparkdError:
-        return launch
-    return None if state in ("inactive", "failed") else launch
+    return cleaning.tidy(
+        plan,
+        Docker(),
+        living_launch=cleaning.launch_by_unit(Paths.from_environment().launch_file),
+        dry_run=dry_run,
+        fix=fix,
+    )

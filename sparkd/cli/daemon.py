@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sparkd.agent import local
-from sparkd.agent.paths import Paths
+from sparkd.host.paths import Paths
 from sparkd.model.errors import EXIT_UNKNOWN, SparkdError, UnreachableError
 
 Answer = dict[str, Any]

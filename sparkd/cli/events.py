@@ -55,7 +55,7 @@ def _say(event: Event, as_json: bool, paint: Any) -> None:
 
 def _on_disk(count: int) -> Iterator[Event]:
     """The last events that the daemon wrote; nothing where they cannot be read. A line cut short is left out."""
-    from sparkd.agent.paths import Paths
+    from sparkd.host.paths import Paths
 
     path: Path = Paths.from_environment().events
     try:

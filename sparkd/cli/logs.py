@@ -25,7 +25,7 @@ BLOCK_BYTES = 64 * 1024
 @output.json_option
 def logs(follow: bool, count: int, launch: str | None, as_json: bool) -> None:
     """Show the engine's output on this node: of the current launch, or of the last one that was."""
-    from sparkd.agent.paths import Paths
+    from sparkd.host.paths import Paths
 
     directory = Paths.from_environment().engine_logs
     path = directory / f"{_checked(launch)}.log" if launch else _newest(directory)

@@ -25,9 +25,38 @@ class Cure(StrEnum):
 
 
 class Who(StrEnum):
+    """Who can act on it."""
+
     SPARKD = "sparkd"
     OPERATOR = "operator"
     HANDS = "hands on the machine"
+
+
+class Layer(StrEnum):
+    """Where a fault lies, lowest first: the order in which a doctor asks and tells."""
+
+    UNIT = "unit"
+    MEMORY = "host-memory"
+    SHM = "shm"
+    PROCESS = "process"
+    LINK = "link"
+    DRIVER = "driver"
+    DOCKER = "docker"
+    CONTAINER = "container"
+    IMAGE = "image"
+    SCRIPT = "script"
+    WEIGHTS = "weights"
+    ENGINE = "engine"
+    ENDPOINT = "endpoint"
+    CLIENT = "client"
+
+
+LAYERS = tuple(layer.value for layer in Layer)
+
+
+def depth(layer: str) -> int:
+    """The place of a layer in the order; one that a newer version knows comes last."""
+    return LAYERS.index(layer) if layer in LAYERS else len(LAYERS)
 
 
 class Finding(BaseModel):
@@ -42,6 +71,8 @@ class Finding(BaseModel):
     remedy: str = ""
     cure: Cure = Cure.PERSON
     who: Who = Who.OPERATOR
+    layer: str = ""  # of Layer; text, because a newer peer may know another one
+    symptom: bool = False  # says that something is wrong, not what
 
     @property
     def is_bad(self) -> bool:

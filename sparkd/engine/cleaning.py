@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
@@ -15,6 +17,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from sparkd.engine import patches
 from sparkd.engine.container import Docker
 from sparkd.host import memory, ports, processes, shm
+from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, FindingError, Who, bad
@@ -75,6 +78,23 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     leftovers = shm.leftovers(shm.segments(), older_than=time.time())
     taken = [listener for listener in listeners if not living.intersection(listener.pids)]
     return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(taken))
+
+
+def launch_by_unit(launch_file: Path) -> str | None:
+    """The launch whose unit is active, or may be: it is spared where systemd cannot be asked. For use without the daemon.
+
+    Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
+    """
+    try:
+        lines = shlex.split(launch_file.read_text())
+    except (FileNotFoundError, PermissionError):
+        return None
+    launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
+    try:
+        state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=10).stdout.strip()
+    except SparkdError:
+        return launch
+    return None if state in ("inactive", "failed") else launch
 
 
 def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:

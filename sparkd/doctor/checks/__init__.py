@@ -1,0 +1,1 @@
+"""The checks, one file a layer; a file's order is the order in which they are told."""

@@ -1,0 +1,1 @@
+"""What only several nodes together show: their boundaries side by side."""
