@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from sparkd.engine import log as engine_log
 from sparkd.engine import scripts
 from sparkd.engine.container import Docker
 from sparkd.host import processes, units
@@ -111,7 +110,13 @@ def autopsy(log_file: Path, rank: int) -> Finding | None:
     exited, killed = state.exec_main_code == 1, state.exec_main_code in (2, 3)  # CLD_EXITED; CLD_KILLED, CLD_DUMPED
     status = state.exec_main_status if exited else None
     signal = state.exec_main_status if killed else None
-    return engine_log.classify_end(tail, status=status, signal=signal, rank=rank)
+    from sparkd.doctor import catalogue
+    from sparkd.doctor.endings import classify_end
+
+    try:
+        return classify_end(tail, status=status, signal=signal, rank=rank)
+    finally:
+        catalogue.forget()  # it is needed once a launch, and a node under load has no memory to spare
 
 
 def keep_newest(directory: Path, count: int) -> None:

@@ -18,7 +18,10 @@ FRESH_S = 3.0  # besides the exchange itself: a report older than this does not 
 ARMED_FRESH_S = 60.0  # older than this, what armed a node is checked again before it launches
 DIFFERS_RECHECK_S = 30.0  # armed nodes that differ look again this often: a person may have mended one of them
 # Findings that say that an engine died but not why: anything more exact that its log tells replaces them.
-VAGUE = frozenset({"engine.lost", "engine.rank-died", "engine.killed", "engine.unit-ended", "engine.start-timeout"})
+VAGUE = frozenset(
+    {"engine.lost", "engine.rank-died", "engine.unit-ended", "engine.start-timeout"}
+    | {"engine-lost", "engine-killed", "engine-dead", "engine-core-died", "engine-core-init-failed"}
+)
 
 
 def lead(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
@@ -280,6 +283,7 @@ def publish(s: NodeState) -> NodeState:
             "weights_digest": s.digests.weights,
             "driver": s.digests.driver,
             "head_phase": s.phase,
+            "blocked": s.blocked if s.phase is Phase.BLOCKED else None,
             "head_boot_id": s.me.boot_id,
             "version": s.me.version,
             "serving": proven and s.intent.epoch == s.epoch,

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from sparkd.engine.endings import classify_end as classify_end
 from sparkd.model.report import Progress
 
 # In the order in which a start goes through them; not every start has every one.
