@@ -66,6 +66,7 @@ class Facts:
     status: Mapping[str, Any] | None = None
     without_daemon: str = ""
     calm: bool = False
+    throughput: Callable[[float], Mapping[str, float]] | None = None  # seconds -> other node -> Gb/s; None: no daemon
     _facts: dict[Hashable, _Once] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -124,11 +125,6 @@ def image_id(facts: Facts) -> str | None:
 
 
 @fact
-def runtimes(facts: Facts) -> tuple[str, ...]:
-    return facts.docker.runtimes()
-
-
-@fact
 def engine_processes(facts: Facts) -> tuple[processes.EngineProcess, ...]:
     """Every engine process on this host, ours or not."""
     return tuple(processes.engine_processes())
@@ -140,7 +136,7 @@ def launch_id(facts: Facts) -> str | None:
     if facts.status is not None:
         launch = facts.status.get("launch_id")
         return str(launch) if launch else None
-    return cleaning.launch_by_unit(facts.paths.launch_file)
+    return cleaning.launch_by_unit(facts.paths.launch_file, timeout_s=DOOR_MAX_S)
 
 
 @fact

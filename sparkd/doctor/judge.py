@@ -15,7 +15,7 @@ _SEVERITY = {Verdict.BAD: 0, Verdict.WARNING: 1}
 class Suspect:
     """Something that is wrong now: a check's answer or an incident from a log."""
 
-    node: str
+    node: str  # empty: only the nodes together show it
     id: str
     layer: str
     verdict: Verdict
@@ -23,8 +23,11 @@ class Suspect:
     who: Who
     remedy: str
     rank: int  # 0 a root, 1 a symptom or consequence: it says that, not what
+    depth: int  # where in the order of layers it is told
     evidence: tuple[str, ...] = ()
-    where: str = ""
+    where: str = ""  # of an incident: the log and the line
+    at: str = ""  # of an incident: when it was logged
+    count: int = 1
 
 
 def suspects(diagnoses: Iterable[Diagnosis], pair: Iterable[Finding] = ()) -> list[Suspect]:
@@ -38,7 +41,7 @@ def suspects(diagnoses: Iterable[Diagnosis], pair: Iterable[Finding] = ()) -> li
 
 
 def _order(suspect: Suspect) -> tuple[int, int, int]:
-    return (_SEVERITY[suspect.verdict], suspect.rank, depth(suspect.layer))
+    return (_SEVERITY[suspect.verdict], suspect.rank, suspect.depth)
 
 
 def _of(diagnosis: Diagnosis) -> Iterator[Suspect]:
@@ -46,35 +49,35 @@ def _of(diagnosis: Diagnosis) -> Iterator[Suspect]:
     for finding in diagnosis.findings:
         if finding.verdict in _SEVERITY:
             yield _finding(diagnosis.node, finding)
+    deepest = 0
     for incident in diagnosis.incidents:
         if incident.current and incident.kind is not Kind.NOISE:
-            yield _incident(diagnosis.node, incident)
+            # Incidents come with the most explaining one first; a vaguer one of a lower layer must not overtake it.
+            deepest = max(deepest, depth(incident.layer))
+            yield _incident(diagnosis.node, incident, deepest)
 
 
 def _finding(node: str, finding: Finding) -> Suspect:
     return Suspect(
         node, finding.id, finding.layer, finding.verdict, finding.says, finding.who, finding.remedy,
-        rank=int(finding.symptom), evidence=finding.evidence,
+        rank=int(finding.symptom), depth=depth(finding.layer), evidence=finding.evidence,
     )  # fmt: skip
 
 
-def _incident(node: str, incident: Incident) -> Suspect:
+def _incident(node: str, incident: Incident, place: int) -> Suspect:
     return Suspect(
         node, incident.id, incident.layer, incident.verdict, incident.says, incident.who, incident.remedy,
-        rank=int(incident.kind is Kind.CONSEQUENCE), evidence=incident.evidence, where=incident.where,
+        rank=int(incident.kind is Kind.CONSEQUENCE), depth=place, evidence=incident.evidence,
+        where=incident.where, at=incident.at, count=incident.count,
     )  # fmt: skip
 
 
 def _without_echoes(found: Iterable[Suspect]) -> list[Suspect]:
     """The same id on the same node once: the daemon's blocked reason is often the very finding that a check gives."""
-    seen: set[tuple[str, str, str]] = set()
-    kept = []
+    kept: dict[tuple[str, str, str], Suspect] = {}
     for suspect in found:
-        key = (suspect.node, suspect.id, suspect.says)
-        if key not in seen:
-            seen.add(key)
-            kept.append(suspect)
-    return kept
+        kept.setdefault((suspect.node, suspect.id, suspect.says), suspect)
+    return list(kept.values())
 
 
 def examination(
@@ -85,8 +88,13 @@ def examination(
     node: str,
     version: str,
     at: str,
+    proven: bool = False,
 ) -> Examination:
-    """All of it, with the worst verdict and the first line. A node that could not be asked is unknown, not good."""
+    """All of it, with the worst verdict and the first line.
+
+    A node that could not be asked is unknown, not good; so is one of which a whole part could not be seen. A question
+    without an answer is, too, unless the engine has just proven (`proven`) what the question was for.
+    """
     wrong = suspects(diagnoses, pair)
     headline = None
     verdict = Verdict.GOOD
@@ -96,7 +104,7 @@ def examination(
         headline = Headline(
             node=first.node, id=first.id, verdict=first.verdict, says=first.says, who=first.who, remedy=first.remedy
         )
-    elif absent or any(_blind(diagnosis) for diagnosis in diagnoses):
+    elif absent or not diagnoses or any(each.unseen or (_unanswered(each) and not proven) for each in diagnoses):
         verdict = Verdict.UNKNOWN
     return Examination(
         version=version,
@@ -110,5 +118,5 @@ def examination(
     )
 
 
-def _blind(diagnosis: Diagnosis) -> bool:
-    return bool(diagnosis.unseen) or any(finding.verdict is Verdict.UNKNOWN for finding in diagnosis.findings)
+def _unanswered(diagnosis: Diagnosis) -> bool:
+    return any(finding.verdict is Verdict.UNKNOWN for finding in diagnosis.findings)

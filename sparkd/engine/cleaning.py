@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from sparkd.engine import patches
 from sparkd.engine.container import Docker
 from sparkd.host import memory, ports, processes, shm
 from sparkd.host.run import run
@@ -26,6 +25,7 @@ from sparkd.model.plan import Plan
 Trouble = TypeVar("Trouble")
 
 GIB = 2**30
+TIDIED = ("processes", "segments", "cache")  # what `tidy` puts in order
 STALE_GRACE_S = 15.0  # a headless worker needs 11 to 12 s to go by itself (FIELD.md 1.4)
 PORTS_FREE_MAX_S = 5.0
 MEMORY_SETTLES_MAX_S = 10.0  # what takes longer is waited for in backoff, not here
@@ -80,7 +80,7 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(taken))
 
 
-def launch_by_unit(launch_file: Path) -> str | None:
+def launch_by_unit(launch_file: Path, *, timeout_s: float = 10) -> str | None:
     """The launch whose unit is active, or may be: it is spared where systemd cannot be asked. For use without the daemon.
 
     Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
@@ -91,7 +91,7 @@ def launch_by_unit(launch_file: Path) -> str | None:
         return None
     launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
     try:
-        state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=10).stdout.strip()
+        state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=timeout_s).stdout.strip()
     except SparkdError:
         return launch
     return None if state in ("inactive", "failed") else launch
@@ -207,32 +207,25 @@ def _pids(pids: tuple[int, ...]) -> str:
     return ", ".join(str(pid) for pid in pids)
 
 
-def tidy(plan: Plan, docker: Docker, *, living_launch: str | None, dry_run: bool, fix: bool = False) -> list[str]:
-    """`sparkd clean`: like the step before a launch, but beside an engine that may live, which is left alone with all it uses."""
+def tidy(
+    plan: Plan, docker: Docker, *, living_launch: str | None, dry_run: bool, only: Collection[str] = TIDIED
+) -> list[str]:
+    """`sparkd clean`: like the step before a launch, but beside an engine that may live, which is left alone with all it uses.
+
+    `only` restricts it to some of TIDIED. The page cache is dropped only where no engine lives.
+    """
     found = survey(plan, docker, living_launch=living_launch)
-    lines = found.lines() + doubled_patches(plan, docker, fix=fix and not dry_run)
     if dry_run:
-        return lines or ["nothing to clean"]
-    if found.stale:
+        return found.lines() or ["nothing to clean"]
+    lines = found.lines() if set(only) == set(TIDIED) else []
+    if "processes" in only and found.stale:
         ended = processes.end([process for process, _ in found.stale], grace_s=STALE_GRACE_S)
         lines.append(f"ended {len(ended.terminated)} stale processes in {ended.seconds:.1f} s")
-    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))
-    if removed:
-        lines.append(f"removed {len(removed)} leftover segments")
-    if living_launch is None:
+        if ended.survivors:
+            lines.append(f"processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)")
+    if "segments" in only and (removed := shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))):
+        freed_mib = sum(segment.bytes for segment in removed) / 2**20
+        lines.append(f"removed {len(removed)} leftover segments ({freed_mib:.1f} MiB)")
+    if "cache" in only and living_launch is None:
         lines.append(_drop(plan, DropCaches.ALWAYS))
     return lines or ["nothing to clean"]
-
-
-def doubled_patches(plan: Plan, docker: Docker, *, fix: bool) -> list[str]:
-    """A patch applied twice breaks the load; it is repaired only where `fix` asks for it, with a backup beside it."""
-    lines = []
-    for invariant in plan.patches:
-        finding = patches.check_patch(docker, plan.container.name, invariant)
-        if not finding.id.endswith("-doubled"):
-            continue
-        lines.append(finding.says if fix else f"{finding.says}; `sparkd clean --fix` repairs it")
-        if fix:
-            mended = patches.repair(docker, plan.container.name, invariant)
-            lines += [mended.says, *mended.evidence]
-    return lines

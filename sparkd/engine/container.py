@@ -14,14 +14,23 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sparkd.engine import archive
-from sparkd.engine.spec import LABEL_MANAGED, ContainerState, differences, state_of
+from sparkd.engine.spec import (
+    LABEL_MANAGED,
+    ContainerState,
+    DaemonState,
+    ImageState,
+    daemon_of,
+    differences,
+    image_of,
+    state_of,
+)
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.plan import ContainerSpec
 
 if TYPE_CHECKING:
     from docker import APIClient
 
-__all__ = ["ContainerEvents", "ContainerState", "Docker", "differences"]
+__all__ = ["ContainerEvents", "ContainerState", "DaemonState", "Docker", "ImageState", "differences"]
 
 _WATCHED_EVENTS = ("start", "die", "destroy", "oom")
 _SYMLINKS_MAX = 8
@@ -65,6 +74,8 @@ class Docker:
         self._timeout_s = timeout_s
         self._client: APIClient | None = None
         self._connecting = threading.Lock()
+        self._failure: Exception | None = None  # of the last attempt to connect
+        self._failed_at = 0.0
 
     def close(self) -> None:
         with self._connecting:
@@ -76,9 +87,14 @@ class Docker:
 
     def image_id(self, image: str) -> str | None:
         """The id ("sha256:...") that the name means on this node, None where there is no such image."""
+        found = self.image(image)
+        return None if found is None else found.id
+
+    def image(self, image: str) -> ImageState | None:
+        """The image of that name or id on this node, None where there is none."""
         with self._asking(f"image {image}") as api:
             found = _or_none(lambda: api.inspect_image(image))  # type: ignore[no-untyped-call]
-        return None if found is None else str(found["Id"])
+        return None if found is None else image_of(found)
 
     def inspect(self, name: str) -> ContainerState | None:
         with self._asking(f"container {name}") as api:
@@ -87,20 +103,30 @@ class Docker:
 
     def runtimes(self) -> tuple[str, ...]:
         """The OCI runtimes that the daemon knows ("runc", "nvidia")."""
+        return self.info().runtimes
+
+    def info(self) -> DaemonState:
         with self._asking("daemon") as api:
-            return tuple((api.info().get("Runtimes") or {}).keys())
+            return daemon_of(api.info())
 
     def writable_layer(self, name: str, *, paths_max: int = 40) -> list[str]:
         """What removing the container would lose, as `docker diff` says it ("A /workspace/run.sh"), without the
         directories that changed only because something in them did."""
-        with self._asking(f"container {name}") as api:
-            changes = api.diff(name) or []
+        changes = self._diff(name)
         paths = [str(change["Path"]) for change in changes]
         parents = {posixpath.dirname(path) for path in paths}
         lines = [f"{'CAD'[c['Kind']]} {c['Path']}" for c in changes if not (c["Kind"] == 0 and c["Path"] in parents)]
         if len(lines) > paths_max:
             lines[paths_max:] = [f"... and {len(lines) - paths_max} more"]
         return lines
+
+    def added_files(self, name: str) -> list[str]:
+        """Every path that was made in the container's writable layer: what only this container has."""
+        return [str(change["Path"]) for change in self._diff(name) if change["Kind"] == 1]
+
+    def _diff(self, name: str) -> list[dict[str, Any]]:
+        with self._asking(f"container {name}") as api:
+            return api.diff(name) or []
 
     def last_output(self, name: str, *, lines: int = 5) -> tuple[str, ...]:
         """The end of what the container's own first process printed."""
@@ -293,10 +319,19 @@ class Docker:
     def _connected(self) -> APIClient:
         from docker import APIClient
 
+        came_at = time.monotonic()
         with self._connecting:
+            if self._failure is not None and self._failed_at > came_at:
+                # Of the attempt that we stood in line for: one of our own would take as long again.
+                raise self._failure.with_traceback(None)
             if self._client is None:
-                # "auto" asks the daemon for its version, so this is the first call and fails like one.
-                self._client = APIClient(base_url=self._base_url, version="auto", timeout=self._timeout_s)  # type: ignore[arg-type]
+                try:
+                    # "auto" asks the daemon for its version, so this is the first call and fails like one.
+                    limit_s: Any = self._timeout_s  # the stubs know whole seconds only
+                    self._client = APIClient(base_url=self._base_url, version="auto", timeout=limit_s)
+                except Exception as error:
+                    self._failure, self._failed_at = error, time.monotonic()
+                    raise
             return self._client
 
 

@@ -50,10 +50,15 @@ class Endpoint:
         except self._errors:
             return None
 
+    def listed(self, timeout_s: float) -> dict[str, int] | Finding:
+        """Served names and their `max_model_len`, or the finding why there are none."""
+        answer = self._ask("GET", "/v1/models", timeout_s)
+        return answer if isinstance(answer, Finding) else _served(answer)
+
     def models(self, timeout_s: float) -> dict[str, int] | None:
         """Served names and their `max_model_len` (0 where it does not say); None where it does not answer so."""
-        answer = self._ask("GET", "/v1/models", timeout_s)
-        return None if isinstance(answer, Finding) else _served(answer)
+        answer = self.listed(timeout_s)
+        return None if isinstance(answer, Finding) else answer
 
     def counters(self, timeout_s: float) -> Counters | None:
         """The engine's counters; None where `/metrics` does not answer, or is not vLLM's."""
@@ -62,6 +67,25 @@ class Endpoint:
         except self._errors:
             return None
         return parse_counters(response.text) if response.status_code == 200 else None
+
+    def metrics(self, timeout_s: float) -> dict[str, float]:
+        """Every series of `/metrics`, summed over its labels; empty where it does not answer. Needs no key."""
+        try:
+            response = self._client.get("/metrics", timeout=self._timeout(timeout_s))
+        except self._errors:
+            return {}
+        return sums(response.text) if response.status_code == 200 else {}
+
+    def status(self, method: str, path: str, timeout_s: float, *, with_key: bool = True) -> tuple[int | None, str]:
+        """How a request without a body is answered: its status, None where nobody answers in time, and why."""
+        request = self._client.build_request(method, path, timeout=self._timeout(timeout_s))
+        if not with_key:
+            request.headers.pop("Authorization", None)
+        try:
+            response = self._client.send(request)
+        except self._errors as error:
+            return None, str(error) or type(error).__name__
+        return int(response.status_code), ""
 
     def prove(self, *, reasoning: bool, tools: bool, max_s: float) -> ProofResult:
         """Real completions: content, reasoning where there is a parser for it, a tool call where there is one."""
@@ -170,6 +194,21 @@ class Endpoint:
         import httpx
 
         return httpx.Timeout(timeout_s, connect=min(_CONNECT_MAX_S, timeout_s))
+
+
+def sums(text: str) -> dict[str, float]:
+    """Prometheus' text form: the values of each name, over all its labels."""
+    totals: dict[str, float] = {}
+    for line in text.splitlines():
+        series, _, value = line.rpartition(" ")
+        if line[:1] == "#" or not series:
+            continue
+        name = series.partition("{")[0]
+        try:
+            totals[name] = totals.get(name, 0.0) + float(value)
+        except ValueError:
+            continue
+    return totals
 
 
 def _served(listed: Any) -> dict[str, int]:

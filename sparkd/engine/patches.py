@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Mapping
 
 from sparkd.engine.container import Docker
 from sparkd.model.errors import SparkdError
@@ -19,11 +20,17 @@ _GLOB_MAX_S = 15
 _BLOCK_MAX_LINES = 12
 
 
-def check_patch(docker: Docker, container: str, invariant: PatchInvariant) -> Finding:
-    """Reads the file in the container and judges it. Unknown where it cannot be read."""
+def check_patch(
+    docker: Docker, container: str, invariant: PatchInvariant, *, known: Mapping[str, str | None] | None = None
+) -> Finding:
+    """Reads the file in the container and judges it. Unknown where it cannot be read.
+
+    `known` has the paths that globs are known to mean there (None: no file matches), which saves a command for each.
+    """
+    known = known or {}
     try:
-        text = _text(docker, container, invariant.file)
-        fix = _text(docker, container, invariant.superseded_in) if invariant.superseded_in else text
+        text = _text(docker, container, invariant.file, known)
+        fix = _text(docker, container, invariant.superseded_in, known) if invariant.superseded_in else text
     except SparkdError as error:
         return unknown(f"image.{invariant.id}-unreadable", f"{invariant.file} could not be read: {error}")
     return judge(invariant, text, fix)
@@ -53,7 +60,7 @@ def judge(invariant: PatchInvariant, text: str | None, fix: str | None = None) -
             f"{invariant.id}: the patch was applied again ({found} times {invariant.needle}, "
             f"right is {invariant.count}); the model would fail to load with UnboundLocalError",
             cure=Cure.PERSON,
-            remedy="sparkd clean --fix",
+            remedy="sparkd doctor --fix",
             evidence=evidence,
         )
     partly = found > 0
@@ -131,8 +138,8 @@ def resolve(docker: Docker, container: str, pattern: str) -> str | None:
     return min(output.splitlines(), default=None)
 
 
-def _text(docker: Docker, container: str, pattern: str) -> str | None:
-    path = resolve(docker, container, pattern)
+def _text(docker: Docker, container: str, pattern: str, known: Mapping[str, str | None]) -> str | None:
+    path = known[pattern] if pattern in known else resolve(docker, container, pattern)
     data = None if path is None else docker.read_file(container, path, _FILE_MAX_BYTES)
     return None if data is None else data.decode("utf-8", "replace")
 

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from sparkd.model.finding import Cure, Finding, bad, good, unknown
 from sparkd.model.plan import LAUNCH_ID_VARIABLE, Plan
 
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 _SHOWN_MAX_CHARS = 200
 
 
@@ -135,11 +135,11 @@ def _quoting_hint(wanted: list[list[str]], actual: list[list[str]]) -> str:
 
 
 def _shown(flag: str, uses: list[list[str]]) -> str:
-    if _SECRET.search(flag.upper()):
+    if SECRET.search(flag.upper()):
         return "(hidden)"
     text = " and ".join(" ".join(values) for values in uses) or "no value"
     return text if len(text) <= _SHOWN_MAX_CHARS else text[:_SHOWN_MAX_CHARS] + "..."
 
 
 def _value(name: str, value: str) -> str:
-    return "(hidden)" if _SECRET.search(name) else repr(value[:_SHOWN_MAX_CHARS])
+    return "(hidden)" if SECRET.search(name) else repr(value[:_SHOWN_MAX_CHARS])

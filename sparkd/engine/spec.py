@@ -34,6 +34,18 @@ class ContainerState:
     mounts: tuple[str, ...]  # binds and named volumes, "source:target[:ro]", normalised
     env: Mapping[str, str]
     raw: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    created_at: str = ""  # RFC 3339
+    restart_count: int = 0  # by Docker's own restart policy
+    oom_killed: bool = False  # the kernel killed something in it since it was started
+    error: str = ""  # why it could not be started, in Docker's words
+    user: str = ""  # empty: root
+    privileged: bool = False
+    capabilities: tuple[str, ...] = ()  # added ones, without CAP_
+    devices: tuple[str, ...] = ()  # paths on the host
+    ulimits: Mapping[str, int] = field(default_factory=dict)  # hard limits, -1 unlimited
+    log_driver: str = ""
+    log_options: Mapping[str, str] = field(default_factory=dict)
+    log_path: str = ""  # on the host, where the driver writes a file
 
     @property
     def is_ours(self) -> bool:
@@ -62,6 +74,69 @@ def state_of(raw: Mapping[str, Any]) -> ContainerState:
         mounts=_mounts_of(host),
         env=env,
         raw=raw,
+        created_at=str(raw.get("Created", "")),
+        restart_count=int(raw.get("RestartCount") or 0),
+        oom_killed=bool(state.get("OOMKilled")),
+        error=str(state.get("Error") or ""),
+        user=str(config.get("User") or ""),
+        privileged=bool(host.get("Privileged")),
+        capabilities=tuple(str(each).removeprefix("CAP_") for each in host.get("CapAdd") or ()),
+        devices=tuple(str(each.get("PathOnHost", "")) for each in host.get("Devices") or ()),
+        ulimits={str(each["Name"]): int(each["Hard"]) for each in host.get("Ulimits") or ()},
+        log_driver=str((host.get("LogConfig") or {}).get("Type") or ""),
+        log_options=(host.get("LogConfig") or {}).get("Config") or {},
+        log_path=str(raw.get("LogPath") or ""),
+    )
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """An image as the daemon describes it. `architecture` in Go's words: "arm64", "amd64"."""
+
+    id: str
+    architecture: str
+    created_at: str  # RFC 3339
+    labels: Mapping[str, str]
+    env: Mapping[str, str]
+    digests: tuple[str, ...] = ()  # "repository@sha256:..."; none where it came by `docker load`
+
+
+def image_of(raw: Mapping[str, Any]) -> ImageState:
+    """The answer of `GET /images/NAME/json`."""
+    config = raw.get("Config") or {}
+    return ImageState(
+        id=str(raw["Id"]),
+        architecture=str(raw.get("Architecture") or ""),
+        created_at=str(raw.get("Created") or ""),
+        labels=config.get("Labels") or {},
+        env=dict(entry.partition("=")[::2] for entry in config.get("Env") or ()),
+        digests=tuple(raw.get("RepoDigests") or ()),
+    )
+
+
+@dataclass(frozen=True)
+class DaemonState:
+    """The Docker daemon as it describes itself."""
+
+    version: str
+    runtimes: tuple[str, ...]
+    root: str  # its directory on the host
+    architecture: str  # the kernel's word: "aarch64", "x86_64"
+    log_driver: str
+    live_restore: bool
+    cgroup_driver: str
+
+
+def daemon_of(raw: Mapping[str, Any]) -> DaemonState:
+    """The answer of `GET /info`."""
+    return DaemonState(
+        version=str(raw.get("ServerVersion") or ""),
+        runtimes=tuple((raw.get("Runtimes") or {}).keys()),
+        root=str(raw.get("DockerRootDir") or ""),
+        architecture=str(raw.get("Architecture") or ""),
+        log_driver=str(raw.get("LoggingDriver") or ""),
+        live_restore=bool(raw.get("LiveRestoreEnabled")),
+        cgroup_driver=str(raw.get("CgroupDriver") or ""),
     )
 
 

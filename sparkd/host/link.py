@@ -81,6 +81,43 @@ def read_link(interface: str) -> LinkState:
     )
 
 
+@dataclass(frozen=True)
+class Nic:
+    """A network card's interface. `vendor` is the PCI vendor ("0x15b3"), empty where it is no PCI device."""
+
+    name: str
+    vendor: str
+    speed_mbps: int | None
+
+
+def nics(interface: str, sys: Path = SYSFS_NET) -> tuple[Nic, ...]:
+    """The hardware that an interface stands on: itself, or what a bond or VLAN is made of. Empty for a virtual one."""
+    directory = sys / interface
+    if (directory / "device").exists():
+        return (_nic(directory),)
+    try:
+        lower = sorted(
+            path.name.removeprefix("lower_") for path in directory.iterdir() if path.name.startswith("lower_")
+        )
+    except OSError:
+        return ()
+    return tuple(_nic(sys / name) for name in lower if (sys / name / "device").exists())
+
+
+def _nic(directory: Path) -> Nic:
+    speed = _number(directory / "speed")
+    try:
+        vendor = (directory / "device/vendor").read_text(encoding="ascii").strip()
+    except OSError:
+        vendor = ""
+    return Nic(directory.name, vendor, speed if speed is not None and speed > 0 else None)
+
+
+def interface_names() -> tuple[str, ...]:
+    """Every interface of this network namespace."""
+    return tuple(name for _, name in socket.if_nameindex())
+
+
 def _ioctl(interface: str, request: int, format: str) -> int | None:
     """One field of the kernel's `struct ifreq`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:

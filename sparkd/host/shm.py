@@ -44,6 +44,7 @@ class Segment:
     users: tuple[int, ...]
     certain: bool = False
     device: int = 0
+    uid: int = 0  # its owner
 
     @property
     def file(self) -> File:
@@ -78,14 +79,18 @@ def segments(directory: Path = SHM, proc: Path = procfs.PROC) -> list[Segment]:
             users=users.of.get((about.st_dev, about.st_ino), ()),
             certain=not users.blind and about.st_nlink == 1,  # with a second name it could be open unseen
             device=about.st_dev,
+            uid=about.st_uid,
         )
         for path, about in found.items()
     ]
 
 
-def leftovers(segments: Sequence[Segment], *, older_than: float) -> list[Segment]:
-    """Those that provably nobody uses and that were last written before `older_than` (seconds since 1970)."""
-    return [one for one in segments if one.certain and not one.users and one.modified_at < older_than]
+def leftovers(segments: Sequence[Segment], *, older_than: float, uid: int = 0) -> list[Segment]:
+    """Those that provably nobody uses and that were last written before `older_than` (seconds since 1970).
+
+    Only of user `uid`: the engine runs as root in its container, and other people's programs name theirs alike.
+    """
+    return [one for one in segments if one.certain and not one.users and one.uid == uid and one.modified_at < older_than]
 
 
 def remove(segments: Sequence[Segment], proc: Path = procfs.PROC) -> list[Segment]:

@@ -27,6 +27,7 @@ PRIVATE_SOCKET = "/run/systemd/private"  # systemd's own, root only: works while
 CALL_TIMEOUT = "10s"  # one call; sd-bus would wait 25 s, longer than our watchdog should have to
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.2  # between two looks at a job: most are done at once
 RELOAD_MAX_S = 60.0
+INFINITY_USEC = 2**64 - 1  # how D-Bus says "never"
 
 Argv = tuple[str, ...]
 
@@ -53,6 +54,13 @@ class UnitState:
     working_directory: str = ""
     ignored: tuple[Argv, ...] = ()  # commands written with "-": their failure does not matter to systemd
     needs_reload: bool = False  # its files changed on disk since systemd read them
+    kind: str = ""  # Type=: simple, exec, oneshot, notify, forking, ...
+    remains: bool = False  # RemainAfterExit=: it counts as active when its process has ended
+    file_state: str = ""  # enabled, disabled, static, masked, generated, ...; empty where there is no file
+    start_max_s: float | None = None  # TimeoutStartSec=; None: infinity
+    changed_at_s: float | None = None  # on the monotonic clock: when its active or sub state last changed
+    exec_stop: tuple[Argv, ...] = ()
+    after: tuple[str, ...] = ()  # units that are started before it
 
     @property
     def exists(self) -> bool:
@@ -104,6 +112,13 @@ def parse_state(name: str, unit: Mapping[bytes, Any], service: Mapping[bytes, An
         working_directory=_text(service, b"WorkingDirectory"),
         ignored=tuple(argv for both in commands.values() for argv, ignored in both if ignored),
         needs_reload=bool(unit.get(b"NeedDaemonReload", False)),
+        kind=_text(service, b"Type"),
+        remains=bool(service.get(b"RemainAfterExit", False)),
+        file_state=_text(unit, b"UnitFileState"),
+        start_max_s=_seconds(service.get(b"TimeoutStartUSec", INFINITY_USEC)),
+        changed_at_s=_seconds(unit.get(b"StateChangeTimestampMonotonic", 0) or INFINITY_USEC),
+        exec_stop=tuple(_command(raw)[0] for raw in service.get(b"ExecStop", [])),
+        after=tuple(os.fsdecode(name) for name in unit.get(b"After", [])),
     )
 
 
@@ -111,6 +126,10 @@ def _command(raw: tuple[Any, ...]) -> tuple[Argv, bool]:
     """(path, argv, ignore failure, times and statuses of the last run...), D-Bus type (sasbttttuii)."""
     path, argv, ignored = raw[:3]
     return (os.fsdecode(path), *(os.fsdecode(word) for word in argv[1:])), bool(ignored)
+
+
+def _seconds(usec: int) -> float | None:
+    return None if usec >= INFINITY_USEC else usec / 1e6
 
 
 def _text(properties: Mapping[bytes, Any], key: bytes) -> str:

@@ -65,7 +65,6 @@ class Limits(Strict):
     restarts_max: int = Field(default=6, ge=1)  # lost epochs before sparkd blocks itself
     backoff_first_s: float = Field(default=0, ge=0)  # the first relaunch is immediate
     backoff_max_s: float = Field(default=300, gt=0)
-    memory_return_max_s: float = Field(default=240, ge=0)  # memory comes back 1 to 4 minutes after some crashes
 
 
 class Cluster(Strict):

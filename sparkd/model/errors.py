@@ -31,9 +31,13 @@ class SparkdError(Exception):
 
 
 class ConfigError(SparkdError):
-    """The configuration cannot be used; nothing was started because of it."""
+    """The configuration cannot be used; nothing was started because of it. `id` is that of the finding that it becomes."""
 
     exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", id: str = "config.invalid") -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.id = id
 
 
 class UsageError(SparkdError):

@@ -118,6 +118,7 @@ class Intent(Frozen):
     driver: str = ""
     head_phase: Phase = Phase.IDLE
     head_reason: str = ""
+    blocked: Finding | None = None  # the head's: a person must act, and any node can say how
     head_boot_id: str = ""
     version: str = ""
     serving: bool = False  # the epoch has a proof no older than the canary allows

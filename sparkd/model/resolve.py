@@ -134,6 +134,7 @@ def _environment(recipe: Recipe, profile: Profile | None, node: Node) -> dict[st
                 f"the environment of {node.name} has {name}={environment[name]}, which this recipe forbids",
                 where=_where(recipe, profile),
                 hint=f"remove {name} from the recipe, the profile or the node's environment",
+                id="script.env-forbidden",
             )
     return environment
 

@@ -59,7 +59,7 @@ def test_each_count_is_its_own_incident(text: str | None, id: str, verdict: Verd
     assert (finding.id, finding.verdict) == (id, verdict)
     if verdict is Verdict.BAD:
         assert finding.cure is Cure.PERSON and finding.remedy
-    assert finding.remedy == "sparkd clean --fix" or not id.endswith("doubled")
+    assert finding.remedy == "sparkd doctor --fix" or not id.endswith("doubled")
 
 
 @pytest.mark.parametrize(

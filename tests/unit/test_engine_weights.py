@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from engine_plan import plan
 
-from sparkd.engine.weights import check_weights, host_path, manifest, plan_manifest
-from sparkd.model.finding import Cure, Verdict
+from sparkd.engine.weights import Short, host_path, manifest, plan_manifest, truncated
 from sparkd.model.plan import Plan
 
 
@@ -39,29 +38,25 @@ def tiny(weights: Path) -> Plan:
 
 def test_whole_weights_have_a_digest_that_only_names_and_sizes_change(weights: Path) -> None:
     first = manifest(weights)
-    assert first.files == 5 and not first.missing and not first.partial
+    assert first.files == 5 and not first.missing and not first.unfinished and len(first.shards) == 3
     (weights / "README.md").write_text("notes")
     (weights / ".cache").mkdir()
     assert manifest(weights).digest == first.digest
     (weights / "config.json").write_text("{ }")
     assert manifest(weights).digest != first.digest
-    (finding,) = check_weights(tiny(weights))
-    assert finding.verdict is Verdict.GOOD and "5 files" in finding.says
     assert plan_manifest(tiny(weights)) == manifest(weights)
 
 
-def test_missing_and_unfinished_files_are_named(weights: Path) -> None:
+def test_missing_unfinished_and_short_files_are_named(weights: Path) -> None:
     (weights / "model-00002-of-00003.safetensors").unlink()
-    (weights / "model-00003-of-00003.safetensors").write_bytes(shard(1000)[:500])
+    cut = weights / "model-00003-of-00003.safetensors"
+    whole_bytes = cut.stat().st_size
+    cut.write_bytes(shard(1000)[:500])
     (weights / "model-00002-of-00003.safetensors.incomplete").write_bytes(b"x")
-    missing, partial = check_weights(tiny(weights))
-    assert missing.id == "weights.shards-missing" and missing.cure is Cure.PERSON
-    assert missing.evidence == ("model-00002-of-00003.safetensors",)
-    assert partial.id == "weights.partial" and partial.verdict is Verdict.WARNING
-    assert partial.evidence == (
-        "model-00002-of-00003.safetensors.incomplete",
-        "model-00003-of-00003.safetensors",
-    )
+    found = manifest(weights)
+    assert found.missing == ("model-00002-of-00003.safetensors",)
+    assert found.unfinished == ("model-00002-of-00003.safetensors.incomplete",)
+    assert truncated(weights, found.shards) == (Short(cut.name, 500, whole_bytes),)
 
 
 def test_a_link_that_leads_nowhere_is_a_missing_file(weights: Path) -> None:
@@ -78,18 +73,8 @@ def test_one_file_without_an_index_and_none_at_all(tmp_path: Path) -> None:
     assert manifest(tmp_path).missing == ()
 
 
-def test_a_directory_that_is_not_there_needs_a_person(weights: Path) -> None:
-    wanted = tiny(weights).model_copy(update={"model": "/models/none"})
-    (finding,) = check_weights(wanted)
-    assert finding.id == "weights.path-missing" and finding.cure is Cure.PERSON
-    assert str(weights.parent / "none") in finding.says
-    assert plan_manifest(wanted) is None
-
-
-def test_what_cannot_be_seen_is_not_good(weights: Path) -> None:
-    (repository,) = check_weights(tiny(weights).model_copy(update={"model": "openai/gpt-oss-20b"}))
-    (unmounted,) = check_weights(tiny(weights).model_copy(update={"model": "/elsewhere/x"}))
-    assert repository.verdict is Verdict.WARNING and unmounted.verdict is Verdict.UNKNOWN
+def test_a_directory_that_is_not_there_has_no_manifest(weights: Path) -> None:
+    assert plan_manifest(tiny(weights).model_copy(update={"model": "/models/none"})) is None
 
 
 @pytest.mark.parametrize(
