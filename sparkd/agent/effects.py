@@ -149,7 +149,7 @@ class Effects:
     def _preflight(self, action: Prepare) -> Event:
         if self._config_error is not None:
             error = self._config_error
-            return Failed(action.ticket, bad("config.invalid", str(error), cure=Cure.PERSON, remedy=error.hint))
+            return Failed(action.ticket, bad(error.id, str(error), cure=Cure.PERSON, remedy=error.hint))
         self._for_profile(action.profile)
         self._take_what_others_have(action.others)
         findings, digests = gate.preflight(self._facts())
@@ -245,7 +245,7 @@ class Effects:
             self._config_error = None
             self._use(plan_for(self.configuration, self._plan.profile))
         except ConfigError as invalid:
-            error = bad("config.invalid", str(invalid), cure=Cure.PERSON, remedy=invalid.hint)
+            error = bad(invalid.id, str(invalid), cure=Cure.PERSON, remedy=invalid.hint)
         facts = self._facts()
         findings, digests = gate.preflight(facts, everything=True)
         return Inputs(gate.fingerprint(facts, digests), error or gate.worst(findings, only_person=True))

@@ -10,6 +10,7 @@ import contextlib
 import errno
 
 from sparkd.agent.loop import Agent
+from sparkd.agent.questions import Questions
 from sparkd.agent.tasks import unfailing
 from sparkd.control import node as control
 from sparkd.control.state import Asked, Heard, Silent, Told
@@ -20,7 +21,7 @@ from sparkd.model.finding import Cure, Finding, bad
 from sparkd.model.report import Intent, Report
 from sparkd.peer.client import LinkClient, PeerRefused, PeerRejected, PeerUnreachable
 from sparkd.peer.server import LinkServer
-from sparkd.peer.wire import Answer, Ask, Reason
+from sparkd.peer.wire import Answer, Ask, Reason, ThroughputAnswer, ThroughputRequest
 
 SILENCE_S = 1.5  # beyond an exchange's hold: then a worker's host is probed
 PROBE_MAX_S = 1.5
@@ -33,12 +34,35 @@ REMEDIES: dict[str, str] = {
 }
 
 
-class HeadExchange:
+class Listening:
+    """What every node has: an ear on the link, and answers to the questions of the others."""
+
+    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], questions: Questions) -> None:
+        self._agent, self._cluster, self._questions = agent, cluster, questions
+        address = str(cluster.nodes[agent.me.rank].link_address)
+        self._server = LinkServer(agent.me.node, address, cluster.link.port, keys, self)
+
+    async def exchange(self, peer: str, report: Report, known: int, hold_s: float) -> tuple[Intent, int]:
+        raise self._is_worker("reports go")
+
+    async def ask(self, peer: str, ask: Ask) -> Answer:
+        raise self._is_worker(f"`{ask.verb}` goes")
+
+    async def diagnose(self, peer: str) -> bytes:
+        return await self._questions.diagnose(peer)
+
+    async def throughput(self, peer: str, request: ThroughputRequest) -> ThroughputAnswer:
+        return await self._questions.throughput(peer, request)
+
+    def _is_worker(self, what: str) -> SparkdError:
+        return SparkdError(f"{self._agent.me.node} is a worker: {what} to {self._agent.me.names[0]}, the head")
+
+
+class HeadExchange(Listening):
     """The head's side: hears reports, holds long polls until the intent changes, probes silent workers."""
 
-    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...]) -> None:
-        self._agent, self._cluster = agent, cluster
-        self._server = LinkServer(agent.me.node, str(cluster.head.link_address), cluster.link.port, keys, self)
+    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], questions: Questions) -> None:
+        super().__init__(agent, cluster, keys, questions)
         self._heard_at: dict[int, float] = {}
         self._probing: asyncio.Task[None] | None = None
 
@@ -99,25 +123,27 @@ async def reachability(address: str, port: int) -> str:
     return "refused"
 
 
-class WorkerExchange:
+class WorkerExchange(Listening):
     """A worker's side: report out, intent in, once a second and at once when either changes."""
 
-    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...]) -> None:
-        self._agent = agent
+    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], questions: Questions) -> None:
+        super().__init__(agent, cluster, keys, questions)
         head = cluster.head
         self._client = LinkClient(agent.me.node, head.name, str(head.link_address), cluster.link.port, keys)
         self._task: asyncio.Task[None] | None = None
         self._rejection = ""  # what was said last: told once, not twice a second
 
     async def start(self) -> None:
+        await self._server.start()
         self._task = asyncio.create_task(unfailing("the exchange with the head", self._exchange))
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
         await self._client.close()
+        await self._server.stop()
 
-    async def ask(self, verb: str, profile: str | None) -> str:
+    async def pass_on(self, verb: str, profile: str | None) -> str:
         """Pass an operator's word on to the head. Raises UnreachableError where it cannot be told."""
         head = self._agent.me.names[0]
         try:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 import sdnotify
 
@@ -43,6 +43,7 @@ from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, FindingError, bad
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TICK_S = 1.0  # the longest time between two turns: time-outs are noticed with this precision
 
@@ -84,6 +85,10 @@ class Agent:
             except TimeoutError:
                 break
         return self.version
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """What `work` gives, run in the lane of the steps: no launch begins while it looks and acts."""
+        return await self._loop.run_in_executor(self._steps, work)
 
     # --- the loop ---
 

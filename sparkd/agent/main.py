@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import json
 import logging
 import signal
 import sys
@@ -13,11 +13,15 @@ from typing import Any
 
 from sparkd import __version__
 from sparkd.agent import view
+from sparkd.agent.baselines import BaselineWriter
 from sparkd.agent.effects import Effects
 from sparkd.agent.exchange import HeadExchange, WorkerExchange
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
-from sparkd.agent.socket import ControlServer
+from sparkd.agent.ourselves import Ourselves
+from sparkd.agent.questions import Questions
+from sparkd.agent.sampling import Sampler, look_back
+from sparkd.agent.socket import ControlServer, Line
 from sparkd.agent.sources import Sources
 from sparkd.agent.store import Store
 from sparkd.config.identity import identify_here
@@ -28,14 +32,15 @@ from sparkd.engine.container import Docker
 from sparkd.host import processes
 from sparkd.host.clock import boot_id, monotonic
 from sparkd.host.paths import Paths
-from sparkd.model.errors import UsageError
+from sparkd.model.errors import SparkdError, UsageError
 from sparkd.model.report import Saved, launch_id
 from sparkd.peer.auth import load_keys
 
 log = logging.getLogger(__name__)
 
-Answer = AsyncIterator[dict[str, Any]]
-MUTATING = frozenset({"start", "stop", "restart", "clean"})
+Answer = AsyncIterator[Line]
+MUTATING = frozenset({"start", "stop", "restart", "clean", "throughput"})
+MEASURE_S = 2.0
 
 
 def run(configuration_path: Path, node: str | None) -> int:
@@ -106,6 +111,11 @@ class Daemon:
         for complaint in store.complaints:
             self._agent.note("state.corrupt", complaint, alarm=True)
         sources = Sources(self._agent, self._effects, store)
+        ourselves = Ourselves(self._configuration.path, self._me.node)
+        self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keys, ourselves)
+        interface = self._configuration.settings.cluster.link.interface
+        sampler = Sampler(self._agent, self._paths, interface, sources.requests)
+        baselines = BaselineWriter(self._agent, ourselves, self._paths)
         self._exchange = self._make_exchange()
         control = ControlServer(self._paths.socket, self._verbs(), MUTATING)
         stop = asyncio.Event()
@@ -114,20 +124,25 @@ class Daemon:
         await control.start()
         if self._exchange is not None:
             await self._exchange.start()
+        looking = asyncio.create_task(look_back(self._agent, self._paths))
         try:
             await self._agent.run(first, stop)
         finally:
+            looking.cancel()
             sources.close()
+            await sampler.close()
             if self._exchange is not None:
                 await self._exchange.stop()
             await control.stop()
+            await baselines.close()
+            await ourselves.close()
 
     def _make_exchange(self) -> HeadExchange | WorkerExchange | None:
         cluster = self._configuration.settings.cluster
         if cluster.size == 1:
             return None
         kind = HeadExchange if self._me.is_head else WorkerExchange
-        return kind(self._agent, cluster, self._keys)
+        return kind(self._agent, cluster, self._keys, self._questions)
 
     # --- what the local socket answers ---
 
@@ -140,6 +155,8 @@ class Daemon:
             "stop": self._ask,
             "restart": self._ask,
             "clean": self._clean,
+            "diagnose": self._diagnose,
+            "throughput": self._throughput,
         }
 
     def _view(self) -> dict[str, Any]:
@@ -168,16 +185,40 @@ class Daemon:
             known = ", ".join(sorted(self._effects.configuration.profiles)) or "none"
             raise UsageError(f"there is no profile {profile!r}", hint=f"known profiles: {known}")
         if isinstance(self._exchange, WorkerExchange):
-            yield {"says": await self._exchange.ask(verb, profile)}
+            yield {"says": await self._exchange.pass_on(verb, profile)}
             return
         self._agent.post(Asked(verb, profile))
         yield {"says": f"{verb} is under way; `sparkd status --watch` shows it"}
 
     async def _clean(self, request: dict[str, Any]) -> Answer:
-        state = self._agent.state
-        living = launch_id(self._me.boot_id, state.launch.epoch) if state.launch else None
-        dry_run, fix = bool(request.get("dry_run")), bool(request.get("fix"))
-        plan, docker = self._effects.plan, self._effects.docker
-        loop = asyncio.get_running_loop()
-        tidy = functools.partial(cleaning.tidy, plan, docker, living_launch=living, dry_run=dry_run, fix=fix)
-        yield {"lines": await loop.run_in_executor(None, tidy)}
+        dry_run = bool(request.get("dry_run"))
+        asked = request.get("only") or cleaning.TIDIED
+        only = [name for name in cleaning.TIDIED if name in asked]
+
+        def tidy() -> list[str]:
+            state = self._agent.state  # as it is when our turn has come
+            living = launch_id(self._me.boot_id, state.launch.epoch) if state.launch else None
+            plan, docker = self._effects.plan, self._effects.docker
+            return cleaning.tidy(plan, docker, living_launch=living, dry_run=dry_run, only=only)
+
+        yield {"lines": await self._agent.between_steps(tidy)}
+
+    async def _diagnose(self, request: dict[str, Any]) -> Answer:
+        """What the doctors of the other nodes find, as they come: this node's own asks by itself."""
+        async for node, found in self._questions.diagnoses():
+            if isinstance(found, SparkdError):
+                yield {"node": node, "absent": found.message}
+            else:  # not parsed here: it may be large; without line breaks, for it is one line of the answer
+                yield b'{"node": %s, "diagnosis": %s}' % (json.dumps(node).encode(), found.replace(b"\n", b" "))
+
+    async def _throughput(self, request: dict[str, Any]) -> Answer:
+        node, seconds = request.get("node"), request.get("seconds", MEASURE_S)
+        if not isinstance(node, str | None) or not isinstance(seconds, int | float):
+            raise UsageError("a measurement takes the name of a node and a number of seconds")
+        name, received = await self._questions.measure(node, float(seconds))
+        yield {
+            "node": name,
+            "gbps": round(received.gbps, 3),
+            "seconds": round(received.seconds, 3),
+            "streams": received.streams,
+        }

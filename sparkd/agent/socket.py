@@ -24,7 +24,8 @@ from sparkd.model.errors import EXIT_UNKNOWN, SparkdError, UsageError
 log = logging.getLogger(__name__)
 
 Request = dict[str, Any]  # the line that came: "verb" and whatever else that verb takes
-Verb = Callable[[Request], AsyncIterator[dict[str, Any]]]
+Line = dict[str, Any] | bytes  # bytes: one line of JSON that another node wrote, passed on as it is
+Verb = Callable[[Request], AsyncIterator[Line]]
 
 GROUP = "sparkd"
 CLIENTS_MAX = 32
@@ -154,7 +155,7 @@ async def _request(reader: asyncio.StreamReader) -> Request:
     return request
 
 
-async def _answer(answers: AsyncIterator[dict[str, Any]], writer: asyncio.StreamWriter, verb: str) -> None:
+async def _answer(answers: AsyncIterator[Line], writer: asyncio.StreamWriter, verb: str) -> None:
     """Send what the verb gives, line by line; an error is the last line."""
     try:
         async for answer in answers:
@@ -173,9 +174,10 @@ async def _answer(answers: AsyncIterator[dict[str, Any]], writer: asyncio.Stream
             await close()
 
 
-async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+async def _send(writer: asyncio.StreamWriter, answer: Line) -> None:
     """Raises OSError (the client is gone) or TimeoutError (it does not read)."""
-    writer.write(json.dumps(answer).encode() + b"\n")
+    line = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    writer.write(line + b"\n")
     async with asyncio.timeout(UNREAD_MAX_S):
         await writer.drain()
 

@@ -51,6 +51,7 @@ class EngineWatch:
         self._titles: dict[tuple[int, int], str] = {}
         self._adopted = self._seen = adopted
         self._ready = False
+        self.requests: tuple[int, int, int] | None = None  # running, waiting, generated tokens: as last counted
         self._progress = LaunchProgress(rank=agent.me.rank, started=monotonic(), learned=store.load_learned() or None)
         self._lane = ThreadPoolExecutor(1, "watch")
         self._loop = asyncio.get_running_loop()
@@ -185,6 +186,7 @@ class EngineWatch:
         read = await self._loop.run_in_executor(self._lane, self._effects.endpoint.counters, HEALTH_MAX_S)
         if read is None:
             return None
+        self.requests = (read.running, read.waiting, read.generation_tokens)
         movement = read.generation_tokens + read.prompt_tokens + read.iterations
         return Counters(int(read.successes), int(movement), int(read.running + read.waiting))
 
@@ -218,6 +220,10 @@ class Sources:
             self._watch = EngineWatch(self._agent, self._effects, self._store, launch.epoch, adopted=launch.adopted)
         if self._watch is not None and after.phase is Phase.SERVING and before.phase is not Phase.SERVING:
             self._watch.learn()
+
+    def requests(self) -> tuple[int, int, int] | None:
+        """Running and waiting requests and generated tokens, as the engine of this node last counted them."""
+        return self._watch.requests if self._watch is not None else None
 
     def close(self) -> None:
         self._files.cancel()

@@ -104,4 +104,5 @@ def _head(intent: Intent, peer: Peer, name: str, heard_s_ago: float | None) -> N
         reachable=peer.reach,
         boot_id=intent.head_boot_id,
         version=intent.version,
+        blocked=intent.blocked,
     )

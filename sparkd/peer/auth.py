@@ -156,6 +156,12 @@ def verifies(keys: Iterable[bytes], stamp: Stamp, body: bytes, signature: str) -
     return any(matches)
 
 
+def stream_proof(key: bytes, sender: str, receiver: str, token: str, stream: int) -> bytes:
+    """What a stream of a measurement begins with: made for this sender, receiver, measurement and stream alone."""
+    parts = (b"sparkd-stream-1", sender.encode(), receiver.encode(), token.encode(), str(stream).encode())
+    return hmac.new(key, _joined(parts), hashlib.sha256).digest()
+
+
 def new_nonce() -> str:
     return secrets.token_hex(32)
 

@@ -1,4 +1,4 @@
-"""A worker's voice on the link. Three ways to fail, which mean different things and are told apart exactly.
+"""A node's voice on the link. Three ways to fail, which mean different things and are told apart exactly.
 
 - PeerRefused: its host answers, its agent does not. The engine there may well be alive.
 - PeerUnreachable: nothing answers. The host, its agent's loop or the link is gone, for now.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import h11
@@ -21,6 +21,7 @@ from sparkd.peer.auth import Direction, Stamp, headers, new_nonce, session_id, v
 from sparkd.peer.wire import (
     BODY_MAX_BYTES,
     HOLD_MAX_S,
+    PACKED_MAX_BYTES,
     Answer,
     Ask,
     AskAnswer,
@@ -35,6 +36,7 @@ from sparkd.peer.wire import (
     Verb,
     decode,
     encode,
+    unpack,
 )
 
 CONNECT_MAX_S = 2.0
@@ -42,6 +44,7 @@ ANSWER_MAX_S = 3.0  # beyond the hold, for everything: connecting, a session, on
 KEPT_ALIVE_S = 5.0  # less than the server keeps an idle connection, so that the two never cross
 
 Kind = TypeVar("Kind", bound=Message)
+Result = TypeVar("Result")
 
 _HOST_LIVES = {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 
@@ -71,8 +74,8 @@ class LinkClient:
 
     def __init__(self, node: str, peer: str, address: str, port: int, keys: tuple[bytes, ...]) -> None:
         # An ask must not wait behind a held poll, nor overtake it: each has its own session, so each its own order.
-        self._exchanges = _Conversation(node, peer, f"http://{address}:{port}", keys, kept_alive=True)
-        self._asks = _Conversation(node, peer, f"http://{address}:{port}", keys, kept_alive=False)
+        self._exchanges = Conversation(node, peer, f"http://{address}:{port}", keys, kept_alive=True)
+        self._asks = Conversation(node, peer, f"http://{address}:{port}", keys, kept_alive=False)
 
     async def exchange(self, report: Report, known: int, hold_s: float) -> tuple[Intent, int]:
         """The head's intent and its version: at once where that is not `known`, else after at most `hold_s` seconds (5).
@@ -97,8 +100,8 @@ class LinkClient:
         await self._asks.close()
 
 
-class _Conversation:
-    """One session at a time and its sequence numbers, over one connection."""
+class Conversation:
+    """One session at a time and its sequence numbers, over one connection. Raises PeerError's kinds."""
 
     def __init__(self, node: str, peer: str, url: str, keys: tuple[bytes, ...], *, kept_alive: bool) -> None:
         self._node, self._peer, self._url, self._keys = node, peer, url, keys
@@ -109,10 +112,18 @@ class _Conversation:
         self._http = self._new_http()
 
     async def say(self, verb: Verb, message: Message, kind: type[Kind], hold_s: float) -> Kind:
+        """The peer's answer, within `hold_s` + 3 s."""
+        return await self._answer(verb, message, hold_s, lambda body: decode(body, kind))
+
+    async def say_large(self, verb: Verb, message: Message, hold_s: float) -> bytes:
+        """The content of an answer that is packed, within `hold_s` + 3 s."""
+        return await self._answer(verb, message, hold_s, unpack)
+
+    async def _answer(self, verb: Verb, message: Message, hold_s: float, read: Callable[[bytes], Result]) -> Result:
         limit_s = hold_s + ANSWER_MAX_S
         try:
             async with asyncio.timeout(limit_s), self._one_at_a_time:
-                return decode(await self._say(verb, encode(message)), kind)
+                return read(await self._say(verb, encode(message)))
         except TimeoutError:
             raise PeerUnreachable(f"{self._peer} did not answer within {limit_s:g} s", where=self._url) from None
         except Refusal as refusal:
@@ -166,7 +177,7 @@ class _Conversation:
         is_whole = False
         try:
             async with self._http.stream("POST", url, content=body, headers=signed) as response:
-                content = await _content(response)
+                content = await _content(response, PACKED_MAX_BYTES if stamp.verb is Verb.DIAGNOSE else BODY_MAX_BYTES)
             is_whole = True
         except httpx.TransportError as error:
             raise self._told_apart(error) from error
@@ -220,12 +231,12 @@ class _UnknownSessionError(Exception):
         self.refusal = refusal
 
 
-async def _content(response: httpx.Response) -> bytes:
+async def _content(response: httpx.Response, max_bytes: int) -> bytes:
     content = bytearray()
     async for part in response.aiter_raw():
         content += part
-        if len(content) > BODY_MAX_BYTES:
-            raise Refusal(Reason.TOO_LARGE, f"the answer has more than {BODY_MAX_BYTES} bytes")
+        if len(content) > max_bytes:
+            raise Refusal(Reason.TOO_LARGE, f"the answer has more than {max_bytes} bytes")
     return bytes(content)
 
 

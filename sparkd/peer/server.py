@@ -1,4 +1,4 @@
-"""The head's ear on the link: authentic messages reach the handler, everything else is refused with a reason.
+"""A node's ear on the link: authentic messages reach the handler, everything else is refused with a reason.
 
 It binds to the link address only. A client that goes away while its poll is held cancels the handler at once.
 """
@@ -22,10 +22,12 @@ from sparkd.peer.auth import Direction, Sessions, Stamp, headers, new_nonce, rea
 from sparkd.peer.listener import Embedded, bind
 from sparkd.peer.wire import (
     BODY_MAX_BYTES,
+    DIAGNOSE_MAX_S,
     Answer,
     Ask,
     AskAnswer,
     AskRequest,
+    DiagnoseRequest,
     ExchangeAnswer,
     ExchangeRequest,
     Hello,
@@ -33,9 +35,12 @@ from sparkd.peer.wire import (
     Message,
     Reason,
     Refusal,
+    ThroughputAnswer,
+    ThroughputRequest,
     Verb,
     decode,
     encode,
+    pack,
 )
 
 log = logging.getLogger(__name__)
@@ -43,6 +48,7 @@ Result = TypeVar("Result")
 
 BODY_MAX_S = 5.0  # for a request's body to arrive
 HANDLER_MAX_S = 5.0  # beyond the hold that was asked for
+TELLING_S = 1.0  # for a handler to say that it came to no answer within its own limit
 BIND_AGAIN_S = 1.0
 
 
@@ -53,6 +59,12 @@ class Handler(Protocol):
         """The intent and its version, at once where it is not `known`, else when it changes or after `hold_s`."""
 
     async def ask(self, peer: str, ask: Ask) -> Answer: ...
+
+    async def diagnose(self, peer: str) -> bytes:
+        """This node's Diagnosis, as JSON, within DIAGNOSE_MAX_S."""
+
+    async def throughput(self, peer: str, request: ThroughputRequest) -> ThroughputAnswer:
+        """Send to the peer what it will count, within the seconds that it asks for and a few more."""
 
 
 class LinkServer:
@@ -121,7 +133,7 @@ class LinkServer:
             answer = await self._answer(request, stamp, body)
             if answer is None:
                 return Response(status_code=499)  # nobody is there to read it
-            content = encode(answer)
+            content = pack(answer) if isinstance(answer, bytes) else encode(answer)
             return self._response(200, content, stamp.back(Direction.ANSWER))
         except Refusal as refusal:
             return self._refuse(refusal, stamp)
@@ -142,8 +154,9 @@ class LinkServer:
             raise Refusal(Reason.WRONG_KEY, f"the message is not signed with the cluster key of {self._node}")
         return stamp
 
-    async def _answer(self, request: Request, stamp: Stamp, body: bytes) -> Message | None:
-        """What the verb gives, or None where the client has gone away meanwhile. Raises Refusal, SparkdError."""
+    async def _answer(self, request: Request, stamp: Stamp, body: bytes) -> Message | bytes | None:
+        """What the verb gives (bytes: to be packed), or None where the client has gone away meanwhile. Raises Refusal,
+        SparkdError."""
         peer = stamp.sender
         try:
             if stamp.verb is Verb.HELLO:
@@ -157,6 +170,14 @@ class LinkServer:
                 # Not tied to the connection: an operator's word that was understood is carried out.
                 async with asyncio.timeout(HANDLER_MAX_S):
                     return AskAnswer(answer=await self._handler.ask(peer, ask))
+            if stamp.verb is Verb.DIAGNOSE:
+                decode(body, DiagnoseRequest)
+                async with asyncio.timeout(DIAGNOSE_MAX_S + TELLING_S):
+                    return await _while_connected(request, self._handler.diagnose(peer))
+            if stamp.verb is Verb.THROUGHPUT:
+                measured = decode(body, ThroughputRequest)
+                async with asyncio.timeout(measured.seconds + HANDLER_MAX_S):
+                    return await _while_connected(request, self._handler.throughput(peer, measured))
             told = decode(body, ExchangeRequest)
             exchanging = self._handler.exchange(peer, told.report, told.known, told.hold_s)
             async with asyncio.timeout(told.hold_s + HANDLER_MAX_S):

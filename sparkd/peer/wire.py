@@ -6,6 +6,7 @@ No message carries a path, a command or a container argument; plans are compared
 from __future__ import annotations
 
 import json
+import zlib
 from enum import StrEnum
 from typing import Literal, TypeVar
 
@@ -18,6 +19,13 @@ PROTOCOL = 1  # a peer one version away is understood, so that nodes can be upgr
 BODY_MAX_BYTES = 64 * 1024
 HOLD_MAX_S = 5.0  # the longest a server holds a long poll
 
+DIAGNOSIS_MAX_BYTES = 3 * 1024 * 1024  # a node's diagnosis: some 100 KiB; a line of the local socket takes 4 MiB
+PACKED_MAX_BYTES = 1024 * 1024  # the same as it is sent
+DIAGNOSE_MAX_S = 8.0  # the longest that a node's own doctor is waited for
+
+STREAMS_MAX = 16
+MEASURE_MIN_S, MEASURE_MAX_S = 1.0, 5.0
+
 
 class Verb(StrEnum):
     """Everything that a peer can be asked for."""
@@ -25,6 +33,8 @@ class Verb(StrEnum):
     HELLO = "hello"  # opens a session
     EXCHANGE = "exchange"  # a worker's report for the head's intent, long-polled
     ASK = "ask"  # an operator's word that was said on another node
+    DIAGNOSE = "diagnose"  # what the node's own doctor finds
+    THROUGHPUT = "throughput"  # a bulk transfer back to the asker, who counts
 
 
 class Reason(StrEnum):
@@ -137,6 +147,27 @@ class AskAnswer(Message):
     answer: Answer
 
 
+class DiagnoseRequest(Message):
+    """Its answer is a Diagnosis as JSON, packed: the daemons pass it on and do not look into it."""
+
+
+class ThroughputRequest(Message):
+    """Where the asker listens for the streams of this one measurement, on its address of the link."""
+
+    token: str = Field(
+        pattern=r"^[0-9a-f]{64}$"
+    )  # the asker's, new for each measurement: streams prove that they know it
+    port: int = Field(ge=1, le=65535)
+    streams: int = Field(ge=1, le=STREAMS_MAX)
+    seconds: float = Field(ge=MEASURE_MIN_S, le=MEASURE_MAX_S, allow_inf_nan=False)
+
+
+class ThroughputAnswer(Message):
+    """Said when the last stream has ended. What counts is what the asker received."""
+
+    sent_bytes: int = Field(ge=0)
+
+
 Kind = TypeVar("Kind", bound=Message)
 
 
@@ -160,3 +191,29 @@ def encode(message: Message) -> bytes:
     if len(body) > BODY_MAX_BYTES:
         raise Refusal(Reason.TOO_LARGE, f"the message has {len(body)} bytes, a peer takes {BODY_MAX_BYTES}")
     return body
+
+
+def pack(content: bytes) -> bytes:
+    """Large JSON as it is sent. Raises Refusal where it is larger than a peer takes."""
+    if len(content) > DIAGNOSIS_MAX_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"the answer has {len(content)} bytes, a peer takes {DIAGNOSIS_MAX_BYTES}")
+    packed = content if len(content) <= BODY_MAX_BYTES else zlib.compress(content, 1)
+    if len(packed) > PACKED_MAX_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"the answer has {len(packed)} bytes packed, a peer takes {PACKED_MAX_BYTES}")
+    return packed
+
+
+def unpack(body: bytes) -> bytes:
+    """What was packed; no more than DIAGNOSIS_MAX_BYTES are ever made of it. Raises Refusal."""
+    if body[:1] == b"{":
+        return body
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(body, DIAGNOSIS_MAX_BYTES + 1)
+    except zlib.error:
+        raise Refusal(Reason.MALFORMED, "the answer is neither JSON nor compressed JSON") from None
+    if len(content) > DIAGNOSIS_MAX_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"the answer has more than {DIAGNOSIS_MAX_BYTES} bytes unpacked")
+    if not unpacking.eof:
+        raise Refusal(Reason.MALFORMED, "the answer broke off")
+    return content

@@ -21,7 +21,6 @@ LIMITS = {
     "start_max_s": 60,
     "load_max_s": 120,
     "prove_max_s": 30,
-    "memory_return_max_s": 10,
 }
 
 RECIPE = "recipes/deepseek-v4-flash.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sim.truth import Host, Task
+from sim.truth import MEMORY_WAIT_MAX_S, Host, Task
 from sparkd.control.state import (
     Action,
     Canary,
@@ -143,7 +143,7 @@ def _clean(world: World, host: Host, action: Prepare) -> Task:
             return Failed(action.ticket, finding)
         if world.now >= host.memory_at:
             return Done(action.ticket)
-        if world.now - began_at < world.limits.memory_return_max_s:
+        if world.now - began_at < MEMORY_WAIT_MAX_S:
             return 1.0
         return Failed(action.ticket, bad("memory.short", "memory has not come back", cure=Cure.RELAUNCH))
 

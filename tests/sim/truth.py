@@ -24,8 +24,9 @@ QUICK = Limits(
     hold_s=60,
     restarts_max=50,
     backoff_max_s=20,
-    memory_return_max_s=40,
 )
+
+MEMORY_WAIT_MAX_S = 40  # how long a clean-up waits for memory before it fails, and control backs off
 
 INPUTS = Digests(plan="plan-1", image="sha256:image-1", weights="weights-1", driver="580.95.05")
 

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sparkd.model.report import Gate, Intent, Phase, Report
+from sparkd.peer import questions
 from sparkd.peer.client import LinkClient
+from sparkd.peer.questions import Way
 from sparkd.peer.server import LinkServer
-from sparkd.peer.wire import Answer, Ask
+from sparkd.peer.wire import Answer, Ask, ThroughputAnswer, ThroughputRequest
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 HEAD, WORKER = "spark1", "spark2"
@@ -40,6 +42,10 @@ class Head:
         self.version = 1
         self.reports: list[tuple[str, Report]] = []
         self.asks: list[tuple[str, Ask]] = []
+        self.diagnosed: list[str] = []
+        self.diagnosis = b'{"node":"spark1"}'
+        self.measured: list[tuple[str, ThroughputRequest]] = []
+        self.keys: tuple[bytes, ...] = (KEY,)
         self.held = self.cancelled = 0
         self.moved = asyncio.Condition()
 
@@ -61,6 +67,15 @@ class Head:
     async def ask(self, peer: str, ask: Ask) -> Answer:
         self.asks.append((peer, ask))
         return Answer(says=f"{ask.verb} for {peer}")
+
+    async def diagnose(self, peer: str) -> bytes:
+        self.diagnosed.append(peer)
+        return self.diagnosis
+
+    async def throughput(self, peer: str, request: ThroughputRequest) -> ThroughputAnswer:
+        self.measured.append((peer, request))
+        way = Way(HEAD, "127.0.0.1", peer, "127.0.0.1", 1, self.keys)
+        return await questions.send(way, request)
 
     async def change(self) -> None:
         async with self.moved:

@@ -36,7 +36,9 @@ class Verbs:
         self.stopped = 0
 
     def all(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("status", "watch", "quiet", "stop", "refuse", "fault")}
+        return {
+            name: getattr(self, name) for name in ("status", "watch", "quiet", "stop", "refuse", "fault", "passed_on")
+        }
 
     async def status(self, request: Request) -> AsyncIterator[dict[str, Any]]:
         yield {"node": "spark1", "asked": request}
@@ -65,6 +67,9 @@ class Verbs:
     async def refuse(self, request: Request) -> AsyncIterator[dict[str, Any]]:
         yield {"says": "so far"}
         raise UsageError("no such profile", where="recipe r", hint="see `sparkd profile list`")
+
+    async def passed_on(self, request: Request) -> AsyncIterator[bytes]:
+        yield b'{"node": "spark2", "diagnosis": {"findings": [%s]}}' % b", ".join([b'"x"'] * 400_000)
 
     async def fault(self, request: Request) -> AsyncIterator[dict[str, Any]]:
         yield {}
@@ -116,6 +121,13 @@ def test_a_question_and_its_answer(path: Path) -> None:
         assert local.ask(path, "status", last=3) == {"node": "spark1", "asked": {"verb": "status", "last": 3}}
         assert [answer["number"] for answer in local.stream(path, "watch", count=3)] == [0, 1, 2]
         assert json.loads(raw(path, b'{"verb": "status"}\n'))["node"] == "spark1"  # a half-closed client still reads
+
+    serve(path, test)
+
+
+def test_what_another_node_wrote_is_passed_on_as_it_is(path: Path) -> None:
+    def test(_: Verbs) -> None:
+        assert len(local.ask(path, "passed_on")["diagnosis"]["findings"]) == 400_000  # 2 MB in one line
 
     serve(path, test)
 
