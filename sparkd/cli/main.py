@@ -24,11 +24,17 @@ COMMANDS = {
     "wait": "sparkd.cli.wait:wait",
     "events": "sparkd.cli.events:events",
     "logs": "sparkd.cli.logs:logs",
+    "doctor": "sparkd.cli.doctor:doctor",
+    "drift": "sparkd.cli.drift:drift",
+    "explain": "sparkd.cli.explain:explain",
+    "report": "sparkd.cli.report:report",
+    "build": "sparkd.cli.build:build",
     "clean": "sparkd.cli.clean:clean",
     "config": "sparkd.cli.config:config",
     "render": "sparkd.cli.render:render",
     "version": "sparkd.cli.version:version",
     "run": "sparkd.cli.run:run",
+    "baseline": "sparkd.cli.baseline:baseline",
     "engine-stop": "sparkd.cli.engine_stop:engine_stop",
 }
 

@@ -110,7 +110,7 @@ def _findings(answer: Answer) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _blocked_there(node: dict[str, Any]) -> dict[str, Any]:
-    """A worker hears of the head's phase and reason, not of its findings."""
+    """A head whose sparkd is older tells its phase and reason, not its findings."""
     says = node["reason"].removeprefix("blocked: ") or "blocked"
     return {"id": "peer.blocked", "says": says, "remedy": f"see `sparkd status` on {node['node']}"}
 

@@ -75,7 +75,7 @@ def test_arguments_that_vllm_rejects_block_after_one_try(serving: Pair) -> None:
             lambda: next((s for s in map(serving.status, NODES) if s.get("phase") == "blocked"), None),
             max_s=90,
         )
-        assert blocked["blocked"]["id"] == "engine.arguments-rejected", blocked["blocked"]
+        assert blocked["blocked"]["id"] == "script-unknown-flag", blocked["blocked"]
         assert "no-such-flag" in str(blocked["blocked"])
     finally:
         for node in NODES:

@@ -1,0 +1,94 @@
+"""Carrying a command out in a process of its own, so that whoever waits for the command is not kept by a hung kernel call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sparkd.cli import output
+from sparkd.model.errors import EXIT_FAILED, EXIT_GOOD, SparkdError, UnreachableError
+
+
+def apart(work: Callable[[], int], *, until: float) -> int:
+    """Does it in a child, and leaves as soon as the child has said everything, or at `until` (monotonic clock).
+
+    A thread that hangs in the kernel (a dead mount, a driver that does not answer) cannot even be killed, and keeps the
+    process that it belongs to from ending, `os._exit` or not: whoever waits for that process waits with it. So the process
+    that people wait for is one that never looked at anything.
+    """
+    told, telling = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(told)
+        status = EXIT_FAILED
+        try:
+            status = _finished(work)
+        finally:
+            _leave(telling, status)
+    os.close(telling)
+    try:
+        ready, _, _ = select.select([told], [], [], max(0.1, until - time.monotonic()))
+        said = os.read(told, 1) if ready else b""
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGKILL)
+        raise
+    if said:
+        os._exit(said[0])  # nothing of ours is left to be written, and nothing may be waited for
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+        raise UnreachableError(
+            "the examination itself hangs", hint="a dead mount? cat /proc/mounts; journalctl -k | tail"
+        )
+    os.waitpid(child, 0)  # it died before it could say anything
+    raise UnreachableError("the examination was killed", hint="journalctl -k | tail: the out-of-memory killer?")
+
+
+def _finished(work: Callable[[], int]) -> int:
+    """The exit status, all output written. What fails is told as by every command."""
+    try:
+        status = work()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `sparkd doctor | head`
+        return EXIT_GOOD
+    except SparkdError as error:
+        output.report_error(error, as_json="--json" in sys.argv)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the edge: this process has no caller
+        if os.environ.get("SPARKD_DEBUG"):
+            raise
+        hint = "this is a fault of sparkd itself; the same command with SPARKD_DEBUG=1 shows where"
+        output.error(f"{type(error).__name__}: {error}", where="unforeseen", hint=hint)
+        return EXIT_FAILED
+
+
+def _leave(telling: int, status: int) -> None:
+    """Gives the terminal or pipe back first: a reader waits for its end. `os._exit`, because threads may hang."""
+    os.environ["PATH"] = "/nonexistent"  # a thread whose tool is ended would go on and start the next one
+    for _ in range(2):  # one may have been on its way
+        for pid in _children():
+            with contextlib.suppress(OSError):  # tools that hang were started as leaders of their own groups (host/run.py)
+                os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    os.write(telling, bytes([status]))
+    os._exit(status)
+
+
+def _children() -> list[int]:
+    """Programs that this process started and that still run: each would otherwise outlive it for ever."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += map(int, (task / "children").read_text().split())
+    return found

@@ -1,0 +1,73 @@
+"""This node as a command sees it: its configuration, its daemon's word, and the doors to look through."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparkd.cli import daemon
+from sparkd.model.errors import SparkdError
+
+if TYPE_CHECKING:
+    from sparkd.doctor.facts import Facts
+    from sparkd.host.paths import Paths
+
+DOCKER_MAX_S = 1.5  # two that stand in line for one that hangs still get their answer before the doctor's time is up
+SYSTEMD_MAX = "2s"  # its library waits without letting other threads run
+STATUS_MAX_S = 1.0  # a daemon that turns answers in milliseconds
+
+
+def facts_here(config_path: Path, node: str | None) -> Facts:
+    """Everything that can be had; what cannot (no daemon, no configuration) is said in it. Raises nothing."""
+    status: dict[str, Any] = {}
+    asking = threading.Thread(target=_ask_status, args=(status,), daemon=True)
+    asking.start()  # the imports below take longer than the daemon's answer
+
+    from sparkd.doctor.facts import Facts
+    from sparkd.engine.container import Docker
+    from sparkd.host.paths import Paths
+
+    os.environ.setdefault("SYSTEMD_BUS_TIMEOUT", SYSTEMD_MAX)
+    asking.join(STATUS_MAX_S + 0.2)
+    facts = Facts(docker=Docker(timeout_s=DOCKER_MAX_S), paths=Paths.from_environment())
+    facts.status = status.get("answer")
+    facts.without_daemon = "" if facts.status is not None else str(status.get("error", "it did not answer in time"))
+    try:
+        _configure(facts, config_path, node)
+    except SparkdError as error:
+        facts.config_error = error
+    return facts
+
+
+def _ask_status(told: dict[str, Any]) -> None:
+    try:
+        told["answer"] = daemon.ask("status", timeout_s=STATUS_MAX_S)
+    except (SparkdError, OSError) as error:
+        told["error"] = str(error)
+
+
+def _configure(facts: Facts, config_path: Path, node: str | None) -> None:
+    """Settings first: who this node is may be unclear while they are fine."""
+    from sparkd.config.identity import identify_here
+    from sparkd.config.load import load, plan_for
+
+    configuration = load(config_path)
+    facts.settings = configuration.settings
+    profile = facts.status.get("profile") if facts.status is not None else _saved_profile(facts.paths)
+    known = profile if profile in configuration.profiles else None
+    cluster = configuration.settings.cluster
+    facts.rank = cluster.nodes.index(identify_here(cluster, node))
+    facts.cluster_plan = plan_for(configuration, known)
+
+
+def _saved_profile(paths: Paths) -> str | None:
+    """The profile that an operator asked for, as the daemon keeps it. None: the configured one."""
+    try:
+        saved = json.loads(paths.saved.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    profile = saved.get("profile") if isinstance(saved, dict) else None
+    return profile if isinstance(profile, str) else None

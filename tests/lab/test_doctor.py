@@ -1,0 +1,52 @@
+"""`sparkd doctor` on a pair that serves, or did until its engine or a node went: nothing wrong, or the root by its name."""
+
+from __future__ import annotations
+
+from tests.lab.asking import doctor, told
+from tests.lab.pair import NODES, Pair, wait_for
+
+
+def test_a_healthy_pair_is_told_to_be_healthy(serving: Pair) -> None:
+    for node in NODES:
+        answer = doctor(serving, node)
+        assert answer["headline"] is None, told(answer)
+        assert len(answer["nodes"]) == 2 and not answer["absent"], told(answer)
+        assert "nothing wrong" in serving.run(node, "sparkd doctor", check=False).splitlines()[0]
+
+
+def test_what_changed_since_it_last_worked_is_told(serving: Pair) -> None:
+    """The baseline is written when the launch has held; a changed sysctl and a drop-in are then drift."""
+    wait_for("baseline", lambda: "epoch-" in serving.run("spark1", "sparkd drift --list", check=False), max_s=30)
+    assert serving.lab.node("spark1").run("sparkd drift --json", timeout_s=30, check=False).returncode == 0
+    before = serving.run("spark1", "sysctl -n vm.swappiness").strip()
+    try:
+        serving.run("spark1", "sysctl -q vm.swappiness=7")
+        done = serving.lab.node("spark1").run("sparkd drift", timeout_s=30, check=False)
+        assert done.returncode == 1 and "vm.swappiness" in done.stdout, done.stdout
+    finally:
+        serving.run("spark1", f"sysctl -q vm.swappiness={before}")
+
+
+def test_a_failed_start_is_named_by_its_root(serving: Pair) -> None:
+    """What only the engine's log tells: the root, not that the engine core failed to initialise."""
+    epoch = serving.epoch()
+    try:
+        serving.lab.fault("spark1", "kv-cache-too-small", True)
+        serving.run("spark1", "sparkd restart")
+        serving.wait_phase("blocked", max_s=90)
+        answer = doctor(serving, "spark1")
+        assert answer["headline"]["id"] == "engine-kv-cache-smaller-than-max-len", told(answer)
+    finally:
+        serving.lab.fault("spark1", "kv-cache-too-small", False)
+        serving.run("spark1", "sparkd start")
+    serving.wait_serving(newer_than=epoch)
+
+
+def test_after_a_power_cut_the_events_say_so(serving: Pair) -> None:
+    epoch = serving.epoch()
+    node = serving.lab.node("spark2")
+    node.power_cut()
+    node.power_on()
+    serving.wait_serving(newer_than=epoch, max_s=180)
+    said = [event["says"] for event in serving.events("spark2") if event["id"] == "unit.last-boot"]
+    assert said and "power" in said[-1], said
