@@ -15,7 +15,7 @@ from typing import TypeVar
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
-from sparkd.host import memory, ports, processes, shm
+from sparkd.host import clock, memory, ports, processes, shm
 from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
 from sparkd.model.errors import SparkdError
@@ -64,13 +64,13 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     """Look, and prove whose everything is. `living_launch` is the launch that is meant to live, if one is."""
     fixed = (plan.api_port, plan.rendezvous_port)
     listeners = ports.listeners(fixed)
-    ours = our_containers(plan, docker)
+    ours, boot = our_containers(plan, docker), clock.boot_id_short()
     stale, foreign, living = [], [], set()
     for process in processes.engine_processes():
         if living_launch is not None and process.launch_id == living_launch:
             living.add(process.pid)
             continue
-        why = processes.owned(process, container_ids=ours, our_ports=fixed, listeners=listeners)
+        why = processes.owned(process, container_ids=ours, our_ports=fixed, listeners=listeners, boot=boot)
         if why is not None:
             stale.append((process, why))
         elif processes.is_engine_proper(process):
@@ -98,11 +98,9 @@ def launch_by_unit(launch_file: Path, *, timeout_s: float = 10) -> str | None:
 
 
 def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:
-    """The plan's container, where it carries our label for this cluster or is the one the operator named in the recipe."""
+    """The plan's container, where sparkd made it for this cluster: another one of that name is somebody's."""
     state = docker.inspect(plan.container.name)
-    if state is None or state.labels.get("io.sparkd.managed") != "true":
-        return ()
-    return (state.id,)
+    return (state.id,) if state is not None and state.made_for(plan.cluster) else ()
 
 
 def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:

@@ -160,17 +160,20 @@ def owned(
     container_ids: Collection[str],
     our_ports: Collection[int],
     listeners: Iterable[Listener],
+    boot: str,
 ) -> str | None:
     """Why this process is ours, as a phrase that follows its name; None where that cannot be shown.
 
+    `boot` is the short id of this boot, with which the ids of this node's launches begin: another sparkd, in a system
+    container on this host, has a boot id of its own.
     `container_ids` are full ids of our labelled containers; give a mapping {id: name} to have them named.
     """
-    if process.launch_id:
+    if process.launch_id and process.launch_id.startswith(f"{boot}-"):
         return f"carries {LAUNCH_ID_VARIABLE} {process.launch_id}"
     if process.container_id and process.container_id in container_ids:
         name = container_ids[process.container_id] if isinstance(container_ids, Mapping) else process.container_id[:12]
         return f"lives in our container {name}"
-    if is_engine_proper(process):
+    if is_engine_proper(process) and process.container_id is None:  # in a container it is that container's owner's
         for listener in listeners:
             if listener.port in our_ports and process.pid in listener.pids:
                 return f"is {process.name} and holds our port {listener.port}"

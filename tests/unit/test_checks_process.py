@@ -12,12 +12,13 @@ from checks_facts import LAUNCH, asked, container, engine, facts, given, serving
 from sparkd.doctor import facts as shared
 from sparkd.doctor.checks import process
 from sparkd.doctor.facts import Facts
+from sparkd.host.clock import boot_id_short
 from sparkd.host.ports import Listener
 from sparkd.host.processes import EngineProcess
 from sparkd.host.usage import Usage
 from sparkd.model.finding import Who
 
-OTHER = "0f0f0f0f-6"  # an earlier launch
+OTHER = f"{boot_id_short()}-6"  # an earlier launch of this boot
 
 
 def looked(
@@ -83,7 +84,7 @@ def test_without_docker_a_process_in_a_container_is_nobodys_for_certain(tmp_path
 
 def test_without_root_nobody_knows_whose_a_process_is() -> None:
     theirs = engine(20, launch_id=None, container_id=None)
-    judged = process.judge([theirs], launch=LAUNCH, ours=(), asked=True, blind=True, fixed=(), held=())
+    judged = process.judge([theirs], launch=LAUNCH, ours=(), asked=True, blind=True, fixed=(), held=(), boot="")
     assert judged.undecided == (theirs,) and not judged.foreign
 
 

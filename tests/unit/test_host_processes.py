@@ -213,7 +213,8 @@ def test_ownership_is_proven_or_absent() -> None:
     holds = [Listener(29501, "0.0.0.0", 9, (5,), ("VLLM::Worker_TP0",))]
 
     def why(process: EngineProcess, listeners: list[Listener]) -> str | None:
-        return owned(process, container_ids={"c" * 64: "vllm_ds4"}, our_ports=(8000, 29501), listeners=listeners)
+        ours = {"c" * 64: "vllm_ds4"}
+        return owned(process, container_ids=ours, our_ports=(8000, 29501), listeners=listeners, boot="ab12cd34")
 
     assert why(_process(launch_id="ab12cd34-17"), []) == "carries SPARKD_LAUNCH_ID ab12cd34-17"
     assert why(_process(container_id="c" * 64), []) == "lives in our container vllm_ds4"
@@ -222,6 +223,8 @@ def test_ownership_is_proven_or_absent() -> None:
     assert why(_process(), []) is None
     assert why(_process(container_id="d" * 64), []) is None
     assert why(_process(), [replace(holds[0], port=29502)]) is None
+    assert why(_process(container_id="d" * 64), holds) is None, "another's container may have the port before us"
+    assert why(_process(launch_id="00c0ffee-17"), []) is None, "of another boot: a sparkd in a container of this host"
     assert why(_process(pid=6), holds) is None
     assert why(_process(title="nginx", comm="nginx", argv=("nginx",)), holds) is None
 

@@ -10,7 +10,7 @@ from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no,
 from sparkd.doctor.facts import Facts, container, engine_processes, fact, launch_id
 from sparkd.engine import cleaning
 from sparkd.engine.spec import LABEL_MANAGED
-from sparkd.host import memory, ports, processes, usage
+from sparkd.host import clock, memory, ports, processes, usage
 from sparkd.host.processes import EngineProcess, is_engine_proper
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Layer, Who
@@ -74,6 +74,7 @@ def owned(facts: Facts) -> Owned:
         blind=not is_root(),
         fixed=fixed,
         held=listeners(facts),
+        boot=clock.boot_id_short(),
     )
 
 
@@ -86,6 +87,7 @@ def judge(
     blind: bool,
     fixed: Collection[int],
     held: Sequence[ports.Listener],
+    boot: str,
 ) -> Owned:
     """Pure. `asked`: Docker told which container is ours (`ours`, by id). `blind`: launch ids cannot be read."""
     stale: list[tuple[EngineProcess, str]] = []
@@ -94,7 +96,7 @@ def judge(
     for one in found:
         if launch is not None and one.launch_id == launch:
             continue
-        why = processes.owned(one, container_ids=ours, our_ports=fixed, listeners=held)
+        why = processes.owned(one, container_ids=ours, our_ports=fixed, listeners=held, boot=boot)
         if why is not None:
             stale.append((one, why))
         elif is_engine_proper(one):
