@@ -38,7 +38,8 @@ def classify_end(tail: str, *, status: int | None, signal: int | None, rank: int
     ready = ready or READY in tail.lower()
     lines = normalise(tail)
     if (incident := _explaining(tail, ready)) is not None:
-        return _found(incident, lines, rank)
+        found = _found(incident, lines, rank)
+        return _worth_another_try(found) if ready else found
     who = "the head's engine" if rank == 0 else f"the engine of rank {rank}"
     last = _last_lines(lines)
     if signal is not None:
@@ -58,6 +59,13 @@ def _explaining(tail: str, ready: bool) -> Incident | None:
     current = [one for one in incidents if one.current and one.verdict is Verdict.BAD and one.kind is not Kind.NOISE]
     stops = [one for one in incidents if one.id == _STOPPED and one.current]
     return next(iter([*current, *stops]), None)
+
+
+def _worth_another_try(found: Finding) -> Finding:
+    """What has served was configured well enough: one more launch, within the budget, is no blind one. Broken hardware is."""
+    if found.cure is Cure.PERSON and found.who is not Who.HANDS:
+        return found.model_copy(update={"cure": Cure.RELAUNCH})
+    return found
 
 
 def _found(incident: Incident, lines: Lines, rank: int) -> Finding:

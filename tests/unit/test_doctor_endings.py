@@ -220,3 +220,11 @@ def test_the_catalogue_can_be_dropped_between_two_ends() -> None:
     first = classify_end("", status=127, signal=None, rank=0)
     forget()
     assert classify_end("", status=127, signal=None, rank=0) == first
+
+
+def test_what_has_served_is_tried_again_unless_the_hardware_is_broken() -> None:
+    """A configuration that served an hour ago was not wrong then: blocking on a log's words alone would cost the night."""
+    tail = "RuntimeError: CUDA error: no kernel image is available for execution on the device\n"
+    assert classify_end(tail, status=1, signal=None, rank=0).cure is Cure.PERSON
+    served = classify_end(tail, status=0, signal=None, rank=0, ready=True)
+    assert served.cure is Cure.RELAUNCH
