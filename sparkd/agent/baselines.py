@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparkd.agent.loop import Agent
 from sparkd.agent.ourselves import Ourselves
 from sparkd.control.state import NodeState
-from sparkd.host.clock import monotonic
+from sparkd.host.clock import monotonic, uptime_s
 from sparkd.host.paths import Paths
 from sparkd.model.errors import SparkdError
 from sparkd.model.report import Phase
@@ -84,8 +85,9 @@ class BaselineWriter:
 
 
 def exists(directory: Path, epoch: int) -> bool:
-    """Whether one of that epoch lies there: `epoch-18-2026-11-21T10:53:04Z.json`."""
+    """Whether one of that epoch was written in this boot. A node that lost its state may give a number again."""
+    began = time.time() - uptime_s()
     try:
-        return any(directory.glob(f"epoch-{epoch}-*.json"))
+        return any(file.stat().st_mtime >= began for file in directory.glob(f"epoch-{epoch}-*.json"))
     except OSError:
         return False

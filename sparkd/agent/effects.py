@@ -30,6 +30,7 @@ from sparkd.doctor import gate
 from sparkd.doctor.facts import Facts
 from sparkd.engine import cleaning
 from sparkd.engine.ensure import ensure
+from sparkd.engine.spec import LABEL_CLUSTER, LABEL_MANAGED
 from sparkd.host.clock import monotonic
 from sparkd.host.paths import Paths
 from sparkd.model.errors import ConfigError, SparkdError
@@ -165,8 +166,8 @@ class Effects:
 
     def _labels(self, epoch: int) -> dict[str, str]:
         return {
-            "io.sparkd.managed": "true",
-            "io.sparkd.cluster": self.plan.cluster,
+            LABEL_MANAGED: "true",
+            LABEL_CLUSTER: self.plan.cluster,
             "io.sparkd.rank": str(self.me.rank),
             "io.sparkd.epoch": str(epoch),
             "io.sparkd.plan": self._plan.digest,
@@ -194,8 +195,8 @@ class Effects:
 
     def ended(self, epoch: int) -> EngineGone:
         """The unit ended before an engine process was seen: what its log and status say of it."""
-        finding = launching.autopsy(self.paths.engine_log(launch_id(self.me.boot_id, epoch)), self.me.rank)
-        return EngineGone(epoch, finding or bad("engine.unit-ended", "sparkd-engine.service ended", cure=Cure.RELAUNCH))
+        log_file = self.paths.engine_log(launch_id(self.me.boot_id, epoch))
+        return EngineGone(epoch, launching.autopsy(log_file, self.me.rank))
 
     # --- the endpoint ---
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from collections.abc import Collection
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from sparkd.agent import ourselves
 from sparkd.engine import scripts
 from sparkd.engine.container import Docker
 from sparkd.host import processes, units
+from sparkd.host.run import run
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, FindingError, bad
 from sparkd.model.plan import Plan
 
+log = logging.getLogger(__name__)
+
 ENGINE_UNIT = "sparkd-engine.service"
 UNIT_JOB_MAX_S = 30.0
-TAIL_BYTES = 256 * 1024  # of an engine's log, for the question what it died of
+AUTOPSY_MAX_S = 10.0  # it takes half a second
 LOG_SETTLES_S = 0.2
 
 
@@ -96,27 +103,25 @@ def living(launch_id: str, container_ids: Collection[str] = ()) -> list[processe
     ]
 
 
-def autopsy(log_file: Path, rank: int) -> Finding | None:
-    """What the end of a launch means, from the tail of its log and the status of its unit; None where neither tells."""
+def autopsy(log_file: Path, rank: int) -> Finding:
+    """What the end of a launch means, from the tail of its log and the status of its unit.
+
+    By a short-lived sparkd: the catalogue of incidents would stay in the daemon's memory, which a node under load lacks.
+    """
     time.sleep(LOG_SETTLES_S)
-    try:
-        with log_file.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL_BYTES))
-            tail = file.read().decode("utf-8", "replace")
-    except OSError:
-        tail = ""
     state = units.unit_state(ENGINE_UNIT)
     exited, killed = state.exec_main_code == 1, state.exec_main_code in (2, 3)  # CLD_EXITED; CLD_KILLED, CLD_DUMPED
-    status = state.exec_main_status if exited else None
-    signal = state.exec_main_status if killed else None
-    from sparkd.doctor import catalogue
-    from sparkd.doctor.endings import classify_end
-
+    argv = [*ourselves.PROGRAM, "autopsy", str(log_file), "--rank", str(rank)]
+    if exited or killed:
+        argv += ["--status" if exited else "--signal", str(state.exec_main_status)]
     try:
-        return classify_end(tail, status=status, signal=signal, rank=rank)
-    finally:
-        catalogue.forget()  # it is needed once a launch, and a node under load has no memory to spare
+        return Finding.model_validate_json(
+            run(argv, timeout_s=AUTOPSY_MAX_S, check=True, env=ourselves.environment()).stdout
+        )
+    except (SparkdError, ValidationError) as error:
+        log.warning("nobody could say what the engine died of: %s", error)
+        says = f"the engine ended ({state.says}), and its log could not be read for a reason"
+        return bad("engine.lost", says, cure=Cure.RELAUNCH, remedy="sparkd logs; journalctl -k")
 
 
 def keep_newest(directory: Path, count: int) -> None:

@@ -17,19 +17,27 @@ EXAMINED = (EXIT_GOOD, EXIT_WARNINGS, EXIT_FAILED, EXIT_UNKNOWN)  # a doctor tha
 EXAMINATION_MAX_BYTES = 2 * DIAGNOSIS_MAX_BYTES  # it is printed indented
 SAID_MAX_BYTES = 64 * 1024
 
+CHILD = "SPARKD_CHILD"  # cli/main.py: gives up the daemon's protection from the OOM killer
+
 # Of this process alone: a child must not feed the watchdog, nor say READY.
 _OURS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "SPARKD_LAUNCH_ID")
+
+
+PROGRAM = (sys.executable, "-m", "sparkd")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a child of the daemon: it neither speaks to systemd in its name nor is spared by the OOM killer."""
+    kept = {name: value for name, value in os.environ.items() if name not in _OURS}
+    return {**kept, "NO_COLOR": "1", CHILD: "1", **more}
 
 
 class Ourselves:
     """This installation's `sparkd` with this daemon's configuration. `program` is how it is called."""
 
-    def __init__(
-        self, configuration: Path, node: str, *, program: Sequence[str] = (sys.executable, "-m", "sparkd")
-    ) -> None:
+    def __init__(self, configuration: Path, node: str, *, program: Sequence[str] = PROGRAM) -> None:
         self._program = tuple(program)
-        self._environment = {name: value for name, value in os.environ.items() if name not in _OURS}
-        self._environment |= {"SPARKD_CONFIG": str(configuration), "SPARKD_NODE": node, "NO_COLOR": "1"}
+        self._environment = environment(SPARKD_CONFIG=str(configuration), SPARKD_NODE=node)
         self._examining: asyncio.Task[bytes] | None = None
         self._baseline = asyncio.Lock()
 

@@ -18,7 +18,7 @@ from sparkd.peer.throughput import Received
 from sparkd.peer.wire import MEASURE_MAX_S, MEASURE_MIN_S, ThroughputAnswer, ThroughputRequest
 
 STREAMS = 8  # a bond spreads connections over its ports, and one core cannot fill 200 Gb/s
-HEARD_MAX_S = 10.0  # a node that was heard so lately has a living sparkd, whether or not that listens
+HEARD_MAX_S = 3.0  # a node that was heard so lately has a living sparkd, whether or not that listens
 
 
 class Questions:

@@ -15,10 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from sparkd.agent.loop import Agent
 from sparkd.control.state import NodeState
 from sparkd.doctor import boot_end, last_boot
-from sparkd.host import samples
+from sparkd.host import gpu, samples
 from sparkd.host.clock import monotonic
 from sparkd.host.paths import Paths
-from sparkd.host.run import run
 from sparkd.model.errors import SparkdError
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class Sampler:
         self._writing: Future[None] | None = None
         self._due = 0.0
         self._gpu: samples.Gpu | None = None
-        self._gpu_due = 0.0 if shutil.which(samples.GPU_QUERY[0]) else float("inf")
+        self._gpu_due = 0.0 if shutil.which(gpu.SMI) else float("inf")
         self._complained = False
         self._submit("started")
         agent.on_turn.append(self.follow)
@@ -62,11 +61,10 @@ class Sampler:
         """The daemon was told to stop: the ring says so, in case nothing else is left to tell a shutdown from a crash."""
         self._submit("stopped")
         assert self._writing is not None
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self._writing), LAST_MAX_S)
-        except TimeoutError:
+        last = asyncio.wrap_future(self._writing)
+        if not (await asyncio.wait({last}, timeout=LAST_MAX_S))[0]:  # not cancelled: it may wait for a slow nvidia-smi only
             log.warning("the last sample could not be written within %g s", LAST_MAX_S)
-        self._lane.shutdown(wait=False, cancel_futures=True)
+        self._lane.shutdown(wait=False)
 
     def _submit(self, mark: str) -> None:
         state, requests = self._agent.state, self._requests()
@@ -91,13 +89,15 @@ class Sampler:
 
 
 def _ask_gpu() -> tuple[samples.Gpu | None, float]:
-    """What nvidia-smi says, and after how long it may be asked again."""
+    """What nvidia-smi says of the first GPU, and after how long it may be asked again."""
     try:
-        ran = run(samples.GPU_QUERY, timeout_s=GPU_MAX_S)
+        found = gpu.ask_gpus(timeout_s=GPU_MAX_S)
     except SparkdError:
         return None, GPU_AGAIN_S
-    gpu = samples.parse_gpu(ran.stdout) if ran.ok else None
-    return gpu, GPU_EVERY_S if gpu is not None else GPU_AGAIN_S
+    if not found:
+        return None, GPU_AGAIN_S
+    one = found[0]
+    return samples.Gpu(one.temperature_c, one.power_w, one.utilisation, one.clock_mhz), GPU_EVERY_S
 
 
 async def look_back(agent: Agent, paths: Paths) -> None:

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sparkd.host.files import write_atomically
 from sparkd.host.paths import Paths
 from sparkd.model.plan import ClusterPlan
 from sparkd.model.report import Saved
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write beside, sync, rename, sync the directory. Raises OSError (a full disk, say) with the old file untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:

@@ -36,12 +36,12 @@ def apart(work: Callable[[], int], *, until: float) -> int:
         ready, _, _ = select.select([told], [], [], max(0.1, until - time.monotonic()))
         said = os.read(told, 1) if ready else b""
     except KeyboardInterrupt:
-        os.kill(child, signal.SIGKILL)
+        _end(child)
         raise
     if said:
         os._exit(said[0])  # nothing of ours is left to be written, and nothing may be waited for
     if not ready:
-        os.kill(child, signal.SIGKILL)
+        _end(child)
         raise UnreachableError(
             "the examination itself hangs", hint="a dead mount? cat /proc/mounts; journalctl -k | tail"
         )
@@ -74,9 +74,7 @@ def _leave(telling: int, status: int) -> None:
     """Gives the terminal or pipe back first: a reader waits for its end. `os._exit`, because threads may hang."""
     os.environ["PATH"] = "/nonexistent"  # a thread whose tool is ended would go on and start the next one
     for _ in range(2):  # one may have been on its way
-        for pid in _children():
-            with contextlib.suppress(OSError):  # tools that hang were started as leaders of their own groups (host/run.py)
-                os.killpg(pid, signal.SIGKILL)
+        _end_children("self")
         time.sleep(0.005)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -85,10 +83,18 @@ def _leave(telling: int, status: int) -> None:
     os._exit(status)
 
 
-def _children() -> list[int]:
-    """Programs that this process started and that still run: each would otherwise outlive it for ever."""
-    found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
+def _end(child: int) -> None:
+    """It, and what it started. Stopped first: so it starts nothing more, and its children's numbers stay theirs."""
+    with contextlib.suppress(OSError):
+        os.kill(child, signal.SIGSTOP)
+        _end_children(str(child))
+    os.kill(child, signal.SIGKILL)
+
+
+def _end_children(parent: str) -> None:
+    """Programs that a process started and that still run: each would otherwise outlive it for ever."""
+    for task in Path(f"/proc/{parent}/task").iterdir():
         with contextlib.suppress(OSError):
-            found += map(int, (task / "children").read_text().split())
-    return found
+            for pid in map(int, (task / "children").read_text().split()):
+                with contextlib.suppress(OSError):  # those that may hang lead groups of their own (host/run.py)
+                    os.killpg(pid, signal.SIGKILL)

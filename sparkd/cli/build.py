@@ -25,9 +25,15 @@ LABEL_WIDTH = 16
 @output.json_option
 @click.pass_context
 def build(context: click.Context, config_path: Path, node: str | None, as_json: bool) -> int:
-    """What the engine's image was built from, on this node.
+    """Show what the engine's image was built from, on this node.
 
     Read from the image's build metadata and labels and from the vLLM that is installed in it.
+
+    \b
+      sparkd build                      commits, pull requests, versions, date
+      sparkd build has vllm#41834       do we already have this fix?
+
+    Exit status: 0 it is known, 2 there is no such image, 3 cannot tell.
     """
     context.obj = (config_path, node, as_json)
     if context.invoked_subcommand is None:
@@ -50,16 +56,17 @@ def show(context: click.Context, as_json: bool) -> int:
 @output.json_option
 @click.pass_context
 def has(context: click.Context, fix: str, marker: str | None, as_json: bool) -> int:
-    """Do we already have this fix? COMMIT is 7 to 40 digits, PULL-REQUEST is #41834, vllm#41834 or its address.
+    """Say whether the image has a fix. COMMIT is 7 to 40 digits, PULL-REQUEST is #41834, vllm#41834 or its address.
 
     Exit status: 0 the image has it, 1 it has not, 3 cannot tell. That a commit is *not* in it cannot be seen from its
     metadata (ancestry is not recorded, and branches are rewritten): `--marker` answers from the files themselves.
     """
+    from sparkd.cli.here import configured_here
     from sparkd.engine import build as builds
 
     config_path, node, above = context.obj
     question = builds.asked(fix)
-    facts = _facts(config_path, node)
+    facts = configured_here(config_path, node)
     known = _build(facts)
     answer = builds.has(known, question)
     if marker and answer.has is not builds.Has.YES:
@@ -69,9 +76,10 @@ def has(context: click.Context, fix: str, marker: str | None, as_json: bool) -> 
 
 
 def _show(config_path: Path, node: str | None, as_json: bool) -> int:
+    from sparkd.cli.here import configured_here
     from sparkd.engine import build as builds
 
-    known = _build(_facts(config_path, node))
+    known = _build(configured_here(config_path, node))
     if as_json:
         output.say_json(_as_json(known))
     else:
@@ -82,20 +90,6 @@ def _show(config_path: Path, node: str | None, as_json: bool) -> int:
     if not known.image_id and not known.knows_anything:
         return EXIT_FAILED
     return EXIT_GOOD if known.knows_anything else EXIT_UNKNOWN
-
-
-def _facts(config_path: Path, node: str | None) -> Facts:
-    from sparkd.config.identity import identify_here
-    from sparkd.config.load import load, plan_for
-    from sparkd.doctor.facts import DOOR_MAX_S, Facts
-    from sparkd.engine.container import Docker
-
-    configuration = load(config_path)
-    cluster = configuration.settings.cluster
-    rank = cluster.nodes.index(identify_here(cluster, node))
-    # More patient than a doctor: one person waits for one answer.
-    docker = Docker(timeout_s=4 * DOOR_MAX_S)
-    return Facts(docker, configuration.settings, plan_for(configuration), rank, calm=True)
 
 
 def _build(facts: Facts) -> Build:

@@ -23,6 +23,8 @@ def clean(dry_run: bool, config_path: Path, node: str | None, as_json: bool) -> 
 
     Touches nothing that cannot be proven to be sparkd's own, and never the launch that is meant to live. Works without a
     running daemon too.
+
+    Exit status: 0 done, 2 it could not be.
     """
     try:
         lines = [str(line) for line in daemon.ask("clean", timeout_s=CLEAN_MAX_S, dry_run=dry_run)["lines"]]
@@ -36,19 +38,8 @@ def clean(dry_run: bool, config_path: Path, node: str | None, as_json: bool) -> 
 
 
 def _without_daemon(config_path: Path, node: str | None, *, dry_run: bool) -> list[str]:
-    """The daemon's own code, run here. An engine that serves while its agent is stopped is spared as under the agent."""
-    from sparkd.config.identity import identify_here
-    from sparkd.config.load import load, plan_for
-    from sparkd.engine import cleaning
-    from sparkd.engine.container import Docker
-    from sparkd.host.paths import Paths
+    from sparkd.cli.here import configured_here
+    from sparkd.doctor.fixes import without_daemon
+    from sparkd.engine.cleaning import TIDIED
 
-    configuration = load(config_path)
-    cluster = configuration.settings.cluster
-    plan = plan_for(configuration).ranks[cluster.nodes.index(identify_here(cluster, node))]
-    return cleaning.tidy(
-        plan,
-        Docker(),
-        living_launch=cleaning.launch_by_unit(Paths.from_environment().launch_file),
-        dry_run=dry_run,
-    )
+    return without_daemon(configured_here(config_path, node), dry_run=dry_run)(TIDIED)

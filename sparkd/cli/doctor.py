@@ -33,7 +33,9 @@ SOURCES = ("vllm-log", "kernel-log", "journal", "docker", "http")
 @click.option(
     "--log", "logs", multiple=True, metavar="FILE", help="Only classify this log file (- for stdin; .gz too)."
 )
-@click.option("--source", type=click.Choice(SOURCES), help="What kind of log --log gives; guessed where it is absent.")
+@click.option(
+    "--source", type=click.Choice(SOURCES), metavar="KIND", help=f"The kind of log, else guessed: {', '.join(SOURCES)}."
+)
 @click.option("--thorough", is_flag=True, help="Read all logs to their beginning, however long it takes.")
 @click.option(
     "--fix", is_flag=True, help="Then repair what is safe and proven to be sparkd's own; each is shown first."
@@ -61,6 +63,11 @@ def doctor(
 
     Asks this node and, through the daemons, the others. Works without a daemon, Docker, root, network or configuration,
     and says what it could not see.
+
+    \b
+      sparkd doctor --fix               then repair what is safe and sparkd's own
+      sparkd doctor --log crash.log     name the incident in a log from anywhere
+      sparkd doctor --only link         ask one layer, or one check, alone
 
     Exit status: 0 nothing wrong, 1 warnings, 2 something is wrong, 3 cannot tell.
     """

@@ -46,6 +46,12 @@ class Drift:
 def drift(name: str | None, as_list: bool, no_peer: bool, config_path: Path, node: str | None, as_json: bool) -> int:
     """Show what changed since the engine last proved itself: units, scripts, environment, image, driver, kernel, link.
 
+    The number before a change says how often such a change is what broke it, 0 to 100.
+
+    \b
+      sparkd drift                      now against the newest, both nodes
+      sparkd drift --list               the baselines that this node keeps
+
     Exit status: 0 nothing changed, 1 something did, 3 cannot tell (there is no baseline yet, say).
     """
     from sparkd.cli.here import facts_here

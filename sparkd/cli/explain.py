@@ -36,7 +36,14 @@ MADE = (
 @click.option("-v", "--verbose", is_flag=True, help="Also show the patterns by which logs are recognised.")
 @output.json_option
 def explain(id: str | None, verbose: bool, as_json: bool) -> None:
-    """Explain a check, an incident or a reason of the daemon by its ID; without one, list them all."""
+    """Explain a check, an incident or a reason of the daemon by its ID; without one, list them all.
+
+    \b
+      sparkd explain link.mtu                a check and what it means
+      sparkd explain driver-xid-79-off-bus   an incident that stands in a log
+
+    Exit status: 0, or 64 for an ID that is not known.
+    """
     if id is None:
         _list(as_json)
         return

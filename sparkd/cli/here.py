@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from sparkd.host.paths import Paths
 
 DOCKER_MAX_S = 1.5  # two that stand in line for one that hangs still get their answer before the doctor's time is up
+PATIENT_MAX_S = 10.0  # of Docker, where one person waits for one answer
 SYSTEMD_MAX = "2s"  # its library waits without letting other threads run
+MEASURE_MORE_S = 6.0  # than the measurement itself: the daemons' own limits for connecting and telling
 STATUS_MAX_S = 1.0  # a daemon that turns answers in milliseconds
 
 
@@ -39,6 +42,20 @@ def facts_here(config_path: Path, node: str | None) -> Facts:
         _configure(facts, config_path, node)
     except SparkdError as error:
         facts.config_error = error
+    if facts.status is not None and facts.settings is not None and facts.rank is not None:
+        others = [each.name for rank, each in enumerate(facts.settings.cluster.nodes) if rank != facts.rank]
+        facts.throughput = lambda seconds: _measured(others, seconds)
+    return facts
+
+
+def configured_here(config_path: Path, node: str | None) -> Facts:
+    """This node by its configuration, for a command that cannot do without one. Raises SparkdError."""
+    from sparkd.doctor.facts import Facts
+    from sparkd.engine.container import Docker
+    from sparkd.host.paths import Paths
+
+    facts = Facts(docker=Docker(timeout_s=PATIENT_MAX_S), paths=Paths.from_environment())
+    _configure(facts, config_path, node)
     return facts
 
 
@@ -47,6 +64,15 @@ def _ask_status(told: dict[str, Any]) -> None:
         told["answer"] = daemon.ask("status", timeout_s=STATUS_MAX_S)
     except (SparkdError, OSError) as error:
         told["error"] = str(error)
+
+
+def _measured(others: Sequence[str], seconds: float) -> dict[str, float]:
+    """Gigabits a second that each other node sends to this one, one after the other. Raises SparkdError."""
+    answers = {
+        name: daemon.ask("throughput", timeout_s=seconds + MEASURE_MORE_S, node=name, seconds=seconds)
+        for name in others
+    }
+    return {name: float(answer["gbps"]) for name, answer in answers.items()}
 
 
 def _configure(facts: Facts, config_path: Path, node: str | None) -> None:

@@ -24,6 +24,12 @@ def report(path: Path | None, peer: bool, config_path: Path, node: str | None, a
     """Write a support bundle: diagnosis of all nodes, drift, events, logs, units, the end of the previous boot.
 
     Keys, tokens and passwords are taken out of every file. It is readable by you alone; look through it before you send it.
+
+    \b
+      sudo sparkd report                with what only root may read
+      sparkd report -o spark.tar.gz     to this file
+
+    Exit status: 0 written, 2 it could not be.
     """  # fmt: skip
     from sparkd.cli.doctor import examine_here
     from sparkd.doctor import bundle, screen

@@ -19,7 +19,7 @@ ARMED_FRESH_S = 60.0  # older than this, what armed a node is checked again befo
 DIFFERS_RECHECK_S = 30.0  # armed nodes that differ look again this often: a person may have mended one of them
 # Findings that say that an engine died but not why: anything more exact that its log tells replaces them.
 VAGUE = frozenset(
-    {"engine.lost", "engine.rank-died", "engine.unit-ended", "engine.start-timeout"}
+    {"engine.lost", "engine.rank-died", "engine.start-timeout"}
     | {"engine-lost", "engine-killed", "engine-dead", "engine-core-died", "engine-core-init-failed"}
 )
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sparkd.host.files import write_atomically
 from sparkd.host.paths import Paths
 from sparkd.model.diagnosis import BaselineName, Boundary
-from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.errors import SparkdError, UnreachableError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -43,33 +44,13 @@ def write(paths: Paths, boundary: Boundary, epoch: int) -> BaselineName:
     folder = directory(paths)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / f"{name.name}.json"
-    _write(file, boundary.model_dump_json(indent=1))
+    write_atomically(file, boundary.model_dump_json(indent=1))
     # A clock that was wrong may have dated this one before all others: what was just proven is never the one to go.
     others = [each for each in all(paths) if each != name]
     for old in others[KEPT - 1 :]:
         with contextlib.suppress(OSError):  # what was written counts, not what could not be removed
             (folder / f"{old.name}.json").unlink(missing_ok=True)
     return name
-
-
-def _write(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def all(paths: Paths, complain: Complain = log.warning) -> list[BaselineName]:
@@ -95,7 +76,7 @@ def load(paths: Paths, name: BaselineName | str) -> Boundary:
     text = name if isinstance(name, str) else name.name
     known = parse_name(text)
     if known is None:
-        raise SparkdError(f"{text!r} is not the name of a baseline", hint="sparkd drift --list")
+        raise UsageError(f"{text!r} is not the name of a baseline", hint="sparkd drift --list")
     file = directory(paths) / f"{known.name}.json"
     try:
         with file.open("rb") as stream:

@@ -193,6 +193,7 @@ DOORS: tuple[Mapping[str, Callable[[Facts], Group]], ...] = (
         "container": inside.made,
         "script": inside.script,
         "image": inside.image,
+        "build": inside.built,
         "patches": inside.patches,
     },
     {"writable-layer": inside.writable_layer, "docker": inside.docker},

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from sparkd.doctor import boundary_host as files
-from sparkd.doctor.boundary_host import Group, digest, file_digest, text
+from sparkd.doctor.boundary_host import Group, digest, file_digest
 from sparkd.doctor.checks.docker import info
 from sparkd.doctor.drift import SECRET_MARK
 from sparkd.doctor.facts import Facts, container, fact
 from sparkd.doctor.redact import redact
 from sparkd.engine.build import read_build
 from sparkd.engine.patches import count
-from sparkd.engine.process import SECRET as SECRET
+from sparkd.engine.process import SECRET
 from sparkd.engine.spec import ContainerState
 from sparkd.host import procfs
+from sparkd.host.files import text
 from sparkd.model.errors import UnreachableError
 from sparkd.model.plan import LAUNCH_ID_VARIABLE
 from sparkd.model.recipe import PatchInvariant
@@ -159,7 +160,7 @@ def _inside(root: Path, path: str) -> str | None:
 
 
 def image(facts: Facts) -> Group:
-    """What the plan's name means on this node now, what the container was made from, and what both say of themselves."""
+    """What the plan's name means on this node now, and what it says of itself."""
     found = {"name": facts.plan.container.image}
     image = facts.docker.image(facts.plan.container.image)
     found["id"] = image.id if image else "missing"
@@ -167,12 +168,14 @@ def image(facts: Facts) -> Group:
         found |= {"created": image.created_at, "architecture": image.architecture}
         found |= {f"label {key}": value for key, value in image.labels.items()}
         found |= {"digest": ", ".join(sorted(image.digests))} if image.digests else {}
-    state = container(facts)
-    if state is not None:
-        found["id in the container"] = state.image_id
-        build = read_build(facts.docker, state.name)
-        found |= {f"build {key}": redact(value) for key, value in build.items()}
     return found
+
+
+def built(facts: Facts) -> Group:
+    """What the container was made from, whatever the image's name means today."""
+    state = _existing(facts)
+    build = read_build(facts.docker, state.name)
+    return {"image id": state.image_id} | {key: redact(value) for key, value in build.items()}
 
 
 def patches(facts: Facts) -> Group:
@@ -198,7 +201,7 @@ def patch_group(root: Path, invariant: PatchInvariant) -> Group:
             if sha := _inside(root, path):
                 found[path] = sha
                 if glob == invariant.file:
-                    found[f"{invariant.id} count"] = str(count(invariant, text(file) or ""))
+                    found[f"{invariant.id} count"] = str(count(invariant, text(file)))
     if f"{invariant.id} count" not in found:
         os.stat(root)  # noqa: PTH116  # raises where we may not look at all
         found[f"{invariant.id} count"] = "no file"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sparkd.doctor.redact import redact
 from sparkd.host import link as links
+from sparkd.host.files import text
 from sparkd.host.gpu import driver_version
 
 ROOT = Path("/")
@@ -63,15 +64,6 @@ HOST_PACKAGES = r"systemd|earlyoom|systemd-oomd|dgx-[a-z0-9.+-]+|netplan\.io|net
 
 
 # --- reading -------------------------------------------------------------------------------------
-
-
-def text(path: Path, max_bytes: int = FILE_MAX_BYTES) -> str | None:
-    """A small file without the blanks around it; None where there is none, or it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(max_bytes).decode("utf-8", "replace").strip()
-    except OSError:
-        return None
 
 
 def digest(content: bytes | str) -> str:
@@ -133,7 +125,7 @@ def driver(root: Path = ROOT) -> Group:
     if parameters:
         found["parameters"] = digest(parameters)
     for gpu in entries(root / "proc/driver/nvidia/gpus"):
-        about = dict(_fields(text(gpu / "information") or "", ":"))
+        about = dict(_fields(text(gpu / "information"), ":"))
         for key in ("Model", "GPU Firmware", "Video BIOS"):
             found |= _known([(f"{gpu.name} {key.lower()}", about.get(key))])
     for hca in entries(root / "sys/class/infiniband"):
@@ -146,7 +138,7 @@ def kernel(root: Path = ROOT) -> Group:
     found = _known(
         [("release", text(root / "proc/sys/kernel/osrelease")), ("build", text(root / "proc/sys/kernel/version"))]
     )
-    found |= boot_parameters(text(root / "proc/cmdline") or "")
+    found |= boot_parameters(text(root / "proc/cmdline"))
     for file in entries(root / "etc/modprobe.d"):
         if file.suffix == ".conf":
             found |= _known([(f"modprobe {file.name}", file_digest(file))])
@@ -171,16 +163,16 @@ def host(root: Path = ROOT) -> Group:
             ("product", text(dmi / "product_name")),
             ("board", text(dmi / "board_name")),
             ("name", text(root / "proc/sys/kernel/hostname")),
-            ("os", dict(_fields(text(root / "etc/os-release") or "", "=")).get("PRETTY_NAME")),
+            ("os", dict(_fields(text(root / "etc/os-release"), "=")).get("PRETTY_NAME")),
             ("RemoveIPC", _logind(root, "RemoveIPC")),
             ("processors", text(root / "sys/devices/system/cpu/online")),
-            ("memory", _memory(text(root / "proc/meminfo") or "")),
+            ("memory", _memory(text(root / "proc/meminfo"))),
         ]
     )
-    for key, value in _fields(text(root / "etc/dgx-release") or "", "="):
+    for key, value in _fields(text(root / "etc/dgx-release"), "="):
         if not re.search(r"SERIAL|UUID", key):
             found[f"dgx {key.removeprefix('DGX_').lower()}"] = value
-    for line in (text(root / "proc/swaps") or "").splitlines()[1:]:
+    for line in text(root / "proc/swaps").splitlines()[1:]:
         words = line.split()
         if len(words) >= 3:
             found[f"swap {words[0]}"] = f"{words[1]} {int(words[2]) >> 10} MiB"
@@ -202,7 +194,7 @@ def _logind(root: Path, key: str) -> str | None:
         for file in entries(root / where / "systemd/logind.conf.d")
     }
     files += [drop_ins[name] for name in sorted(drop_ins)]
-    values = [value for file in files for name, value in _fields(text(file) or "", "=") if name == key]
+    values = [value for file in files for name, value in _fields(text(file), "=") if name == key]
     return values[-1] if values else None
 
 
@@ -211,7 +203,7 @@ def sysctls(root: Path = ROOT) -> Group:
     for name in SYSCTLS:
         parts = name.split(".", 2 if name.startswith("net.") else 1)
         value = text(root.joinpath("proc/sys", *parts[:-1], parts[-1].replace(".", "/")))
-        if value is not None:
+        if value:
             found[name] = " ".join(value.split())
     for name in _HUGE_PAGES:
         value = text(root / "sys/kernel/mm/transparent_hugepage" / name)
@@ -256,7 +248,7 @@ def bond(sysfs: Path) -> Group:
     found: Group = {}
     for option in ("mode", "xmit_hash_policy", "miimon", "lacp_rate", "primary"):
         found |= _known([(f"bond {option}", text(sysfs / "bonding" / option))])
-    slaves = sorted((text(sysfs / "bonding/slaves") or "").split())
+    slaves = sorted(text(sysfs / "bonding/slaves").split())
     found |= _known([("bond slaves", " ".join(slaves))])
     for slave in slaves:
         about = sysfs.parent / slave

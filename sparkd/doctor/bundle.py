@@ -16,10 +16,12 @@ from sparkd.doctor.checks import unit
 from sparkd.doctor.facts import Facts, container
 from sparkd.doctor.redact import HIDDEN, redact
 from sparkd.doctor.signatures import Text
+from sparkd.host.files import tail
 from sparkd.model.diagnosis import Diagnosis, Examination
 from sparkd.model.errors import SparkdError
 
 FILE_MAX_BYTES = 2 << 20  # of each, its end
+READ_MAX_FACTOR = 2  # so much is cleaned before it is cut: what begins before the cut (a private key) is seen whole
 BUNDLE_MAX_BYTES = 64 << 20  # of all together, before compression
 EVENTS_MAX_LINES = 2000
 SECRET_MIN_CHARS = 6  # shorter ones would take ordinary words with them
@@ -59,9 +61,9 @@ def contents(
         yield "status.json", lambda: json.dumps(facts.status, indent=2)
     yield "events.jsonl", lambda: _last_lines(facts.paths.events, EVENTS_MAX_LINES)
     for file in sorted(facts.paths.state.glob("samples*")):
-        yield f"state/{file.name}", partial(_tail, file)
+        yield f"state/{file.name}", partial(tail, file, READ_MAX_FACTOR * FILE_MAX_BYTES)
     for file in sorted((facts.paths.state / "baselines").glob("*.json")):
-        yield f"state/baselines/{file.name}", partial(_tail, file)
+        yield f"state/baselines/{file.name}", partial(tail, file, READ_MAX_FACTOR * FILE_MAX_BYTES)
     for number, text in enumerate(texts):
         yield f"logs/{number:02d}-{_file_name(text.where)}.txt", partial(str, text.text)
     for name in unit.unit_names(facts):
@@ -102,8 +104,9 @@ def pack(path: Path, files: Iterable[tuple[str, Callable[[], str]]], *, secrets:
             folder = path.name.partition(".")[0]
             for name, make in files:
                 try:
-                    data = _clean(make(), exact).encode("utf-8", "replace")[-FILE_MAX_BYTES:]
-                except (SparkdError, OSError) as error:
+                    data = _clean(make()[-READ_MAX_FACTOR * FILE_MAX_BYTES :], exact).encode("utf-8", "replace")
+                    data = data[-FILE_MAX_BYTES:]
+                except (SparkdError, OSError, ValueError, LookupError, TypeError) as error:  # one odd file costs itself
                     missing.append(f"{name}: {error}")
                     continue
                 if len(data) > left_bytes:
@@ -121,6 +124,9 @@ def pack(path: Path, files: Iterable[tuple[str, Callable[[], str]]], *, secrets:
     except OSError as error:
         path.unlink(missing_ok=True)  # half a bundle tells half a story
         raise SparkdError(f"cannot write {path}: {error.strerror}", hint="name another place with -o") from None
+    except BaseException:  # interrupted
+        path.unlink(missing_ok=True)
+        raise
     return Packed(path, tuple(written), tuple(missing))
 
 
@@ -137,20 +143,13 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(about, io.BytesIO(data))
 
 
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - FILE_MAX_BYTES))
-        return file.read().decode("utf-8", "replace")
-
-
 def _drift(diagnosis: Diagnosis) -> str:
     name = diagnosis.baseline.name if diagnosis.baseline else None
     return json.dumps({"baseline": name, "changes": [change.model_dump() for change in diagnosis.changes]}, indent=2)
 
 
 def _last_lines(path: Path, lines_max: int) -> str:
-    return "".join(_tail(path).splitlines(keepends=True)[-lines_max:])
+    return "".join(tail(path, READ_MAX_FACTOR * FILE_MAX_BYTES).splitlines(keepends=True)[-lines_max:])
 
 
 def _unit_files(facts: Facts, name: str) -> str:
@@ -159,7 +158,7 @@ def _unit_files(facts: Facts, name: str) -> str:
     parts = [f"# {name}: {state.load_state}, {state.says}\n"]
     for file in (state.fragment_path, *state.drop_ins):
         if file:
-            parts.append(f"# {file}\n{Path(file).read_text(encoding='utf-8', errors='replace')}")
+            parts.append(f"# {file}\n{tail(Path(file), FILE_MAX_BYTES)}")
     return "\n".join(parts)
 
 

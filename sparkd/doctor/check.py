@@ -77,7 +77,7 @@ class Check:
         if not finding.id:
             more["id"] = self.id
         if finding.verdict in (Verdict.BAD, Verdict.WARNING) and finding.id in ("", self.id):
-            more |= {"who": self.who, "cure": self.cure, "symptom": self.symptom}
+            more |= {"who": self.who, "cure": self.cure, "symptom": self.symptom or finding.symptom}
             more["remedy"] = finding.remedy or self.remedy
         return finding.model_copy(update=more)
 

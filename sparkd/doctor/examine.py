@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sparkd import __version__
 from sparkd.doctor.ask import Asked, ask, at_once, chosen, hide
-from sparkd.doctor.check import Check, of_nodes, of_pairs
+from sparkd.doctor.check import Check, of_layer, of_nodes, of_pairs
 from sparkd.doctor.facts import Facts
 from sparkd.doctor.judge import examination
 from sparkd.host import clock
@@ -75,7 +75,7 @@ def diagnose(
         seconds=round(clock.monotonic() - began, 3),
         findings=(*_configuration(facts), *findings, *_late(asked, limit_s)),
         hidden=dict(asked.hidden) if isinstance(asked, Asked) else {},
-        incidents=found,
+        incidents=tuple(_while_units_fail(found, findings)),
         boundary=drifted.boundary if drifted else None,
         baseline=drifted.baseline if drifted else None,
         changes=drifted.changes if drifted else (),
@@ -172,6 +172,16 @@ def _settled(incident: Incident, places: Mapping[str, Reading], here: Present) -
     return incident.model_copy(update={"where": where, "current": incident.current and not disproved})
 
 
+def _while_units_fail(found: Iterable[Incident], findings: Collection[Finding]) -> Iterator[Incident]:
+    """What the journal says of a unit's failure is history once systemd says that no unit is in trouble any more."""
+    in_trouble = {finding.id for finding in findings if finding.verdict is not Verdict.GOOD}
+    about = ("unit.failed", "unit.start-limit", "unit.restart-loop", "unit.engine-gone", "daemon.silent")
+    is_well = any(finding.id == "unit.failed" for finding in findings) and not in_trouble.intersection(about)
+    for incident in found:
+        past = is_well and incident.layer == Layer.UNIT and incident.where == "journal"
+        yield incident.model_copy(update={"current": False}) if past else incident
+
+
 def _in_the_file(where: str, places: Mapping[str, Reading]) -> str:
     """The line's number as an editor counts it, where the middle of a long log was left out; none in host logs."""
     name, _, number = where.rpartition(":")
@@ -229,6 +239,23 @@ def compare(
     return hide(checks, {each.id: each.compared(boundaries) for each in checks}, elsewhere=bad).findings
 
 
+def explained(diagnoses: tuple[Diagnosis, ...]) -> tuple[Diagnosis, ...]:
+    """Without what a fault at the other end of the link explains: there is one link, and a node sees it from its end only."""
+    after = {each.id: each.after for each in of_layer(Layer.LINK)}
+    bad = {each.node: {finding.id for finding in each.findings if finding.is_bad} for each in diagnoses}
+
+    def cause(finding: Finding, node: str) -> str | None:
+        elsewhere = set().union(*(ids for name, ids in bad.items() if name != node))
+        return next((id for id in after.get(finding.id, ()) if id in elsewhere), None) if finding.is_bad else None
+
+    def rest(each: Diagnosis) -> Diagnosis:
+        causes = {finding.id: found for finding in each.findings if (found := cause(finding, each.node))}
+        kept = tuple(finding for finding in each.findings if finding.id not in causes)
+        return each.model_copy(update={"findings": kept, "hidden": {**each.hidden, **causes}}) if causes else each
+
+    return tuple(map(rest, diagnoses))
+
+
 def settle(diagnoses: Iterable[Diagnosis]) -> tuple[Diagnosis, ...]:
     """In rank order, and of the engine logs only those of the latest epoch speak for the present: a node that did not
     take part in it has an older one."""
@@ -261,6 +288,6 @@ def together(
 
     `proven`: the engine has just answered, so that what could not be looked at is no reason for doubt.
     """
-    settled = settle(diagnoses)
+    settled = explained(settle(diagnoses))
     pair = compare(settled, only=only, skip=skip)
     return examination(settled, pair, absent, node=node, version=__version__, at=now(), proven=proven)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from sparkd.doctor.checks import unit
 from sparkd.doctor.facts import Facts, container, launch_id, survey
 from sparkd.engine import cleaning, patches, scripts
-from sparkd.engine.spec import LABEL_MANAGED
+from sparkd.engine.spec import ContainerState
 from sparkd.host import memory, units
+from sparkd.host.memory import GIB, MIB
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Finding, Verdict
 from sparkd.model.recipe import PatchInvariant
-
-GIB = 2**30
 
 Tidy = Callable[[Collection[str]], list[str]]  # some of cleaning.TIDIED put in order, by the daemon where there is one
 
@@ -72,7 +71,7 @@ def _end_stale(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
 def _remove_segments(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
     leftovers = survey(facts).leftovers
     if leftovers:
-        size_mib = sum(segment.bytes for segment in leftovers) / 2**20
+        size_mib = sum(segment.bytes for segment in leftovers) / MIB
         touches = tuple(
             f"{segment.path}: an engine's by name and owner, nobody maps or opens it" for segment in leftovers
         )
@@ -98,6 +97,8 @@ def _reset_failed(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
             continue
 
         def act(name: str = name) -> list[str]:
+            if units.unit_state(name).active_state != "failed":
+                return [f"{name} is not failed any more: nothing to do"]
             units.reset_failed(name)
             return [f"{name}: {units.unit_state(name).says}"]
 
@@ -107,29 +108,43 @@ def _reset_failed(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
 # --- the container ---------------------------------------------------------------------------------
 
 
-def _is_ours(facts: Facts) -> bool:
+def _is_ours(facts: Facts, state: ContainerState | None) -> bool:
     """Running, and made by sparkd for this cluster: another one of that name is somebody's, whatever it holds."""
-    state = container(facts)
-    labels = state.labels if state is not None and state.running else {}
-    return labels.get(LABEL_MANAGED) == "true" and labels.get("io.sparkd.cluster") == facts.plan.cluster
+    return state is not None and state.running and state.made_for(facts.plan.cluster)
+
+
+def _proven(facts: Facts) -> str:
+    """The id of our container as it is now: since the fix was offered it may have become another's, of the same name.
+
+    The id is what is acted on. Raises SparkdError.
+    """
+    name = facts.plan.container.name
+    state = facts.docker.inspect(name)
+    if state is None or not _is_ours(facts, state):
+        raise SparkdError(f"container {name} is no longer what it was: left as it is", hint="sparkd doctor")
+    return state.id
 
 
 def _stage_script(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
     """Restores one that is missing. One that differs may be somebody's work; the next launch stages its own anyway."""
     plan = facts.plan
-    if not _is_ours(facts) or facts.docker.path_exists(plan.container.name, plan.script_path) is not False:
+    name, path = plan.container.name, plan.script_path
+    if not _is_ours(facts, container(facts)) or facts.docker.path_exists(name, path) is not False:
         return
 
     def act() -> list[str]:
-        staged = scripts.stage(facts.docker, plan.container.name, plan, api_key=None)
+        id = _proven(facts)
+        if facts.docker.path_exists(id, path) is not False:
+            raise SparkdError(f"{path} is there by now: left as it is")
+        staged = scripts.stage(facts.docker, id, plan, api_key=None)
         return [f"{staged.path} is there again, read back equal (sha256 {staged.sha256[:12]})"]
 
-    touches = (f"{plan.script_path} in container {plan.container.name}: the plan's own, and nothing is there now",)
-    yield Fix("script.missing", f"stage {plan.script_path} in container {plan.container.name}", touches, act)
+    touches = (f"{path} in container {name}: the plan's own, and nothing is there now",)
+    yield Fix("script.missing", f"stage {path} in container {name}", touches, act)
 
 
 def _deduplicate(finding: Finding, facts: Facts) -> Iterator[Fix]:
-    if not _is_ours(facts):
+    if not _is_ours(facts, container(facts)):
         return
     name = facts.plan.container.name
     for invariant in facts.plan.patches:
@@ -137,7 +152,7 @@ def _deduplicate(finding: Finding, facts: Facts) -> Iterator[Fix]:
             continue
 
         def act(invariant: PatchInvariant = invariant) -> list[str]:
-            mended = patches.repair(facts.docker, name, invariant)
+            mended = patches.repair(facts.docker, _proven(facts), invariant)
             if mended.is_bad:
                 raise SparkdError(mended.says, where=mended.id, hint=mended.remedy)
             return [mended.says, *mended.evidence]
@@ -149,12 +164,12 @@ def _deduplicate(finding: Finding, facts: Facts) -> Iterator[Fix]:
         yield Fix(finding.id, says, touches, act)
 
 
-def without_daemon(facts: Facts) -> Tidy:
+def without_daemon(facts: Facts, *, dry_run: bool = False) -> Tidy:
     """The daemon's own code, run here: an engine that serves while its agent is stopped is spared as under the agent."""
 
     def tidy(only: Collection[str]) -> list[str]:
         living = cleaning.launch_by_unit(facts.paths.launch_file)
-        return cleaning.tidy(facts.plan, facts.docker, living_launch=living, dry_run=False, only=tuple(only))
+        return cleaning.tidy(facts.plan, facts.docker, living_launch=living, dry_run=dry_run, only=tuple(only))
 
     return tidy
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparkd.model.diagnosis import Diagnosis, Examination, Headline, Incident, Kind
 from sparkd.model.finding import Finding, Verdict, Who, depth
@@ -73,10 +73,19 @@ def _incident(node: str, incident: Incident, place: int) -> Suspect:
 
 
 def _without_echoes(found: Iterable[Suspect]) -> list[Suspect]:
-    """The same id on the same node once: the daemon's blocked reason is often the very finding that a check gives."""
+    """The same id on the same node once: the daemon's blocked reason is often the very finding that a check gives, and the
+    loss that it tells of is often what the log says, which then only adds the place."""
     kept: dict[tuple[str, str, str], Suspect] = {}
+    told: dict[tuple[str, str], tuple[str, str, str]] = {}
     for suspect in found:
-        kept.setdefault((suspect.node, suspect.id, suspect.says), suspect)
+        key = (suspect.node, suspect.id, suspect.says)
+        if suspect.where:
+            key = told.get(key[:2], key)
+        else:
+            told.setdefault(key[:2], key)
+        first = kept.setdefault(key, suspect)
+        if suspect.where and not first.where:
+            kept[key] = replace(first, where=suspect.where, at=suspect.at, count=suspect.count)
     return list(kept.values())
 
 

@@ -11,6 +11,7 @@ from sparkd.doctor.boot_end import Ending, LastBoot, Left, how_it_ended
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, yes
 from sparkd.doctor.facts import Facts
 from sparkd.host import clock, kernel_log, samples
+from sparkd.host.files import write_atomically
 from sparkd.host.paths import Paths
 from sparkd.host.samples import Sample
 from sparkd.model.errors import SparkdError
@@ -89,12 +90,8 @@ def _watchdog_reset(directory: Path = Path("/sys/class/watchdog")) -> bool:
 
 
 def store(paths: Paths, verdict: LastBoot) -> None:
-    """Raises OSError. Losing it costs a warning of the doctor's, so it is not synced."""
-    file = paths.state / FILE
-    beside = file.with_name(f".{FILE}.new")
-    beside.write_text(verdict.model_dump_json())
-    beside.chmod(0o600)
-    beside.replace(file)
+    """Raises OSError."""
+    write_atomically(paths.state / FILE, verdict.model_dump_json())
 
 
 def load(paths: Paths, boot_id: str) -> LastBoot | None:

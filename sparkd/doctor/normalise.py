@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # A colour, also where the escape character was lost in a paste or written out by syslog.
@@ -24,6 +25,9 @@ _ENVELOPES = {
     "msg": ("level", "time", "ts"),
 }
 _PARTIAL = re.compile(r"^\d{4}-\d\d-\d\dT\S+ std(?:out|err) P ", re.M)  # Kubernetes cuts long lines
+
+_LINE_MAX_CHARS = 32 * 1024
+_LINE_OVERLAP_CHARS = 400
 
 _STAMP = (
     r"\d{4}[-/]\d\d[-/]\d\d[T ,]+\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?"
@@ -83,14 +87,21 @@ class Lines:
 
 def normalise(text: str) -> Lines:
     """Every line of a text in its searchable form."""
+    if "\r\n" in text:
+        text = text.replace("\r\n", "\n")
     if "\x00" in text:
         text = text.replace("\x00", " ")  # /proc's argv and environment
     if any(sign in text for sign in _COLOURED):
         text = _COLOUR.sub("", text)
+    if "](http" in text:
+        text = _LINK.sub(r"\1", text)
     if " P " in text and _PARTIAL.search(text):
         text = _joined(text)
-    bare, numbers = _unwrapped(text.split("\n"))
+    bare, numbers = _cut(*_unwrapped(text.split("\n")))
     return Lines(bare, _forms("\n".join(bare)), numbers)
+
+
+_LINK = re.compile(r"\[([^\[\]\n]{1,80})\]\(https?://[^()\s]{1,300}\)")  # a paste in which addresses became links
 
 
 def without_prefix(line: str) -> str:
@@ -102,6 +113,12 @@ def logged_at(line: str) -> str:
     """The time in front of a line, as it was logged; nothing where it has none."""
     match = _TIME.match(line)
     return "" if match is None else (match["stamp"] or match["uptime"] or "")
+
+
+def uptime_s(line: str) -> float | None:
+    """Seconds since the boot in front of a line of the kernel; nothing where it has none."""
+    match = _TIME.match(line)
+    return float(match["uptime"]) if match is not None and match["uptime"] else None
 
 
 def _forms(text: str) -> list[str]:
@@ -136,6 +153,24 @@ def _unwrapped(lines: list[str]) -> tuple[list[str], list[int]]:
         numbers.extend([number] * len(pieces))
         open_ended = not ends
     return bare, numbers
+
+
+def _cut(bare: list[str], numbers: list[int]) -> tuple[list[str], list[int]]:
+    """A log without line ends, in pieces that overlap a little: a pattern is not run over megabytes."""
+    if all(len(line) <= _LINE_MAX_CHARS for line in bare):
+        return bare, numbers
+    pieces = [(piece, number) for line, number in zip(bare, numbers, strict=True) for piece in _pieces(line)]
+    return [piece for piece, _ in pieces], [number for _, number in pieces]
+
+
+def _pieces(line: str) -> Iterator[str]:
+    first = 0
+    while len(line) - first > _LINE_MAX_CHARS:
+        blank = line.rfind(" ", first + _LINE_MAX_CHARS // 2, first + _LINE_MAX_CHARS)
+        end = blank if blank > 0 else first + _LINE_MAX_CHARS
+        yield line[first:end]
+        first = end - _LINE_OVERLAP_CHARS
+    yield line[first:]
 
 
 def _message(line: str) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ _VALUE = r"[^\s\x00\"'`,;&|<>(){}\[\]\\]"
 # Words that name a secret, in environment variables, arguments and JSON keys. "tokens", "max_tokens" and
 # "tokenizer" name none: the word must end there.
 _NAME = (
-    r"(?:[A-Za-z0-9]+[_.-])*"
+    r"(?:[A-Za-z0-9]{1,40}[_.-]){0,12}"  # bounded: a line of a hundred thousand dashes must not take for ever
     r"(?:api[_-]?keys?|apikey|access[_-]?keys?|secret(?:[_-]?(?:access[_-]?)?keys?)?|private[_-]?key|client[_-]?secret|cluster[_-]?key"
     r"|(?:auth|access|refresh|bearer|hub|hf|github|gh|bot|api|id|session|login)[_-]?token|token|passwords?|passwd|passphrase|pwd|credentials?)"
 )
@@ -29,8 +29,8 @@ _TOKENS = re.compile(
     r")"
 )
 _PEM = re.compile(
-    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)(?:(?!-----END ).){0,20000}"
-    r"(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+    r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)(?:(?!-----(?:END|BEGIN) ).){0,20000}"
+    r"(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|(?=-----BEGIN )|\Z)",
     re.S,
 )
 # Authorization: Bearer abc, "authorization": "Basic abc", -H 'X-Api-Key: abc', Bearer abc

@@ -66,7 +66,7 @@ def _headline(examination: Examination, wrong: Sequence[Told], view: View) -> It
     for line in (line for line in shown if line.strip() and line.strip() not in first.says):
         yield from labelled("seen", cut(line, 3 * view.width, view), view)
     yield from steps("do", first.remedy, view)
-    doubt = "" if first.verdict is Verdict.BAD else "; a warning: it works now, and may not for long"
+    doubt = "" if first.verdict is Verdict.BAD or first.rank else "; a warning: it works now, and may not for long"
     yield from labelled("who", f"{_who(first)}; more: sparkd explain {first.id}{doubt}", view)
     if view.stands:
         yield from labelled("state", view.stands, view)
@@ -76,7 +76,7 @@ def _headline(examination: Examination, wrong: Sequence[Told], view: View) -> It
 def _who(suspect: Suspect) -> str:
     """Sparkd mends what a check of its own found when it is asked to; what a log told of, it gets over by itself."""
     match suspect.who:
-        case Who.SPARKD if suspect.where:
+        case Who.SPARKD if suspect.where or suspect.remedy.startswith("wait"):
             return "sparkd, by itself"
         case Who.SPARKD:
             return "sparkd: sparkd doctor --fix"
@@ -90,7 +90,7 @@ def _nothing_wrong(examination: Examination) -> tuple[str, str]:
     counts = _counts(examination)
     good, unknown = counts[Verdict.GOOD], counts[Verdict.UNKNOWN]
     where = f" on {nodes}" if nodes else ""
-    looked = f"{good} checks good{where}" + (f", {unknown} could not tell" if unknown else "")
+    looked = f"{good} {plural('check', good)} good{where}" + (f", {unknown} could not tell" if unknown else "")
     if examination.verdict is Verdict.UNKNOWN:
         away = f"{_names(examination.absent)} did not answer; " if examination.absent else ""
         return f"cannot tell: {away}nothing wrong was seen, {looked}", "yellow"
@@ -178,8 +178,10 @@ def _others(examination: Examination, others: Sequence[Told], view: View) -> Ite
         yield from hanging("symptoms: ", listed, view)
     hidden = {(id, cause) for each in examination.nodes for id, cause in each.hidden.items()}
     if hidden:
-        causes = ", ".join(sorted({cause for _, cause in hidden}))
-        yield from hanging("not told: ", f"{len(hidden)} {plural('check', len(hidden))} that {causes} explains", view)
+        causes = sorted({cause for _, cause in hidden})
+        explain = "explains" if len(causes) == 1 else "explain"
+        listed = f"{len(hidden)} {plural('check', len(hidden))} that {', '.join(causes)} {explain}"
+        yield from hanging("not told: ", listed, view)
 
 
 def _same_cure(one: Told, other: Told) -> bool:
@@ -246,7 +248,7 @@ def _unsure(examination: Examination, view: View) -> Iterator[str]:
         if counted:
             told = f"checks without an answer: {', '.join(counted)} (-v lists them)"
             yield from hanging("could not tell: ", told, view)
-    unseen = [(each.node, why) for each in examination.nodes for why in each.unseen]
+    unseen = [(each.node, why) for each in examination.nodes for why in _reasons(each)]
     shown = unseen if view.verbose else unseen[:UNSEEN_MAX]
     for node, why in shown:
         yield from hanging("not seen: ", f"{node}: {why}", view, lines_max=2)
@@ -255,6 +257,14 @@ def _unsure(examination: Examination, view: View) -> Iterator[str]:
     past = sum(1 for each in examination.nodes for incident in each.incidents if not incident.current)
     if past and not view.verbose:
         yield f"history: {past} {plural('incident', past)} in older logs, explaining nothing now (-v lists them)"
+
+
+def _reasons(diagnosis: Diagnosis) -> list[str]:
+    """What could not be seen and why. To somebody who is not root it is one reason, not one for each file."""
+    if not any(why.startswith("not root") for why in diagnosis.unseen):
+        return list(diagnosis.unseen)
+    kinds = ("ermission denied", "not permitted", "by this user")
+    return [why for why in diagnosis.unseen if not any(kind in why for kind in kinds)]
 
 
 def _unknowns(diagnosis: Diagnosis) -> int:

@@ -8,13 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparkd.doctor.catalogue import Record, Signature, records
-from sparkd.doctor.normalise import Lines, logged_at, normalise, without_prefix
+from sparkd.doctor.normalise import Lines, logged_at, normalise, uptime_s, without_prefix
 from sparkd.doctor.redact import redact
 from sparkd.doctor.searching import Place, Searched, places_of
 from sparkd.model.diagnosis import Incident, Kind, Source
 from sparkd.model.finding import Verdict, depth
 
 READY = "application startup complete"
+
+_BOOT = r"\bLinux version \d|Booting Linux on physical CPU"
+_BOOT_MAX_S = 300.0  # ports and devices come and go while a machine boots
+
+REPEATS_MIN = 400  # places of one record from which on they are not all looked at
 
 _EVIDENCE_MAX_LINES = 4
 _EVIDENCE_MAX_CHARS = 300
@@ -58,6 +63,7 @@ class _Found:
     kind: Kind
     verdict: Verdict
     is_weak: bool
+    count: int
 
     @property
     def id(self) -> str:
@@ -100,14 +106,20 @@ def _look(record: Record, text: Text, searched: Searched, ready_line: int) -> _F
         kind=record.kind,
         verdict=record.verdict,
         is_weak=all(signature.weak for signature in by),
+        count=len(places) + sum(_left_out(searched, signature, len(places)) for signature in by),
     )
     return _weighed(found, searched, ready_line)
+
+
+def _left_out(searched: Searched, signature: Signature, seen: int) -> int:
+    """Of a line that repeats without end not every one is looked at: the rest is taken for the same."""
+    return searched.left_out(signature.regex) if seen >= REPEATS_MIN else 0
 
 
 def _weighed(found: _Found, searched: Searched, ready_line: int) -> _Found | None:
     """What a match is worth where it stands: history, harmless, or more than it seems."""
     record, last = found.record, found.places[-1]
-    history = record.verdict is Verdict.BAD or record.is_noise
+    history = record.verdict is Verdict.BAD or record.kind is not Kind.ROOT
     if history and last.last < ready_line:
         if record.kind is Kind.CONSEQUENCE or found.is_weak:
             return None  # the engine came up after it: what it warned of did not happen
@@ -116,7 +128,7 @@ def _weighed(found: _Found, searched: Searched, ready_line: int) -> _Found | Non
         return None
     if record.is_noise:
         return found
-    is_excerpt, count = _is_cut_out(found, searched), len(found.places)
+    is_excerpt, count = _is_cut_out(found, searched), found.count
     if record.healthy_below and count >= record.healthy_below:
         found.verdict = Verdict.BAD
     if not (is_excerpt and record.told_in_excerpts) and record.harmless_when:
@@ -124,15 +136,24 @@ def _weighed(found: _Found, searched: Searched, ready_line: int) -> _Found | Non
         found.kind = Kind.NOISE if any(place.first > last.last for place in after) else found.kind
     if is_excerpt:
         return found
-    before = _named(record.needs_before, searched, last) if record.needs_before else iter(())
-    if count < record.healthy_below or (record.needs_before and not any(place.last <= last.first for place in before)):
+    if count < record.healthy_below or (record.needs_before and not _had_been_up(record.needs_before, searched, last)):
         found.kind = Kind.NOISE
     return found
 
 
+def _had_been_up(regex: str, searched: Searched, place: Place) -> bool:
+    """Whether what is missed had been there: the text says so, or begins long after the boot."""
+    if any(other.last <= place.first for other in _named(regex, searched, place)):
+        return True
+    seconds = uptime_s(searched.lines.bare[place.first])
+    if seconds is not None:
+        return seconds > _BOOT_MAX_S
+    return not any(other.last < place.first for other in places_of(searched, _BOOT))
+
+
 def _is_cut_out(found: _Found, searched: Searched) -> bool:
     """Whether somebody chose these lines: few, or most of them the same complaint."""
-    return searched.is_excerpt or 4 * len(found.places) >= searched.lines_told
+    return searched.is_excerpt or 4 * found.count >= searched.lines_told
 
 
 def _named(regex: str, searched: Searched, place: Place) -> Iterator[Place]:
@@ -196,7 +217,7 @@ def _incident(one: _Found) -> Incident:
         source=one.signature.source,
         where=where,
         at=logged_at(one.lines.bare[first.first]),
-        count=len(one.places),
+        count=one.count,
         remedy=one.record.remedy,
         who=one.record.who,
         cure=one.record.cure,

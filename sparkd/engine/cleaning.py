@@ -16,6 +16,8 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
 from sparkd.host import clock, memory, ports, processes, shm
+from sparkd.host.memory import GIB as GIB
+from sparkd.host.memory import MIB
 from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
 from sparkd.model.errors import SparkdError
@@ -24,7 +26,6 @@ from sparkd.model.plan import Plan
 
 Trouble = TypeVar("Trouble")
 
-GIB = 2**30
 TIDIED = ("processes", "segments", "cache")  # what `tidy` puts in order
 STALE_GRACE_S = 15.0  # a headless worker needs 11 to 12 s to go by itself (FIELD.md 1.4)
 PORTS_FREE_MAX_S = 5.0
@@ -42,10 +43,9 @@ class Survey:
 
     def lines(self) -> list[str]:
         """For a person: what would be cleaned, what would be left alone, and why."""
-        mib = 2**20
         lines = [f"process {p.pid} {p.name}: stale, {why}" for p, why in self.stale]
         lines += [f"process {p.pid} {p.name}: left alone, {why}" for p, why in self.foreign]
-        lines += [f"{s.path}: leftover of {s.bytes / mib:.1f} MiB, nobody maps or opens it" for s in self.leftovers]
+        lines += [f"{s.path}: leftover of {s.bytes / MIB:.1f} MiB, nobody maps or opens it" for s in self.leftovers]
         owners = {p.pid for p, _ in self.stale}
         for listener in self.taken:
             if not owners.intersection(listener.pids):
@@ -222,7 +222,7 @@ def tidy(
         if ended.survivors:
             lines.append(f"processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)")
     if "segments" in only and (removed := shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))):
-        freed_mib = sum(segment.bytes for segment in removed) / 2**20
+        freed_mib = sum(segment.bytes for segment in removed) / MIB
         lines.append(f"removed {len(removed)} leftover segments ({freed_mib:.1f} MiB)")
     if "cache" in only and living_launch is None:
         lines.append(_drop(plan, DropCaches.ALWAYS))

@@ -10,6 +10,7 @@ from typing import Any
 from sparkd.model.plan import ContainerSpec
 
 LABEL_MANAGED = "io.sparkd.managed"
+LABEL_CLUSTER = "io.sparkd.cluster"
 _BIND_MODES_THAT_MATTER = {"ro"}
 
 
@@ -50,6 +51,10 @@ class ContainerState:
     @property
     def is_ours(self) -> bool:
         return self.labels.get(LABEL_MANAGED, "").lower() in ("1", "true", "yes")
+
+    def made_for(self, cluster: str) -> bool:
+        """By sparkd, for that cluster: what runs in it is that cluster's own."""
+        return self.is_ours and self.labels.get(LABEL_CLUSTER) == cluster
 
 
 def state_of(raw: Mapping[str, Any]) -> ContainerState:

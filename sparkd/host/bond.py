@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sparkd.host.files import text
+
 PROC_BONDING = Path("/proc/net/bonding")
 SYSFS_NET = Path("/sys/class/net")
 NO_PARTNER = "00:00:00:00:00:00"
@@ -39,9 +41,9 @@ def read_bond(interface: str, proc: Path = PROC_BONDING, sys: Path = SYSFS_NET) 
         return _from_sysfs(interface, sys)
 
 
-def parse(interface: str, text: str) -> Bond:
+def parse(interface: str, told: str) -> Bond:
     """Pure. /proc/net/bonding/INTERFACE: a part about the bond, then one for each slave."""
-    head, *rest = text.split("Slave Interface:")
+    head, *rest = told.split("Slave Interface:")
     fields = _fields(head)
     slaves = []
     for part in rest:
@@ -92,21 +94,14 @@ def _from_sysfs(interface: str, sys: Path) -> Bond | None:
     directory = sys / interface / "bonding"
     if not directory.is_dir():
         return None
-    names = _text(directory / "slaves").split()
+    names = text(directory / "slaves").split()
     bond = Bond(
         interface=interface,
-        mode=_text(directory / "mode").partition(" ")[0],
-        up=_text(directory / "mii_status") == "up",
-        slaves=tuple(Slave(name, up=_text(sys / name / "bonding_slave/mii_status") == "up") for name in names),
-        active=_text(directory / "active_slave"),
+        mode=text(directory / "mode").partition(" ")[0],
+        up=text(directory / "mii_status") == "up",
+        slaves=tuple(Slave(name, up=text(sys / name / "bonding_slave/mii_status") == "up") for name in names),
+        active=text(directory / "active_slave"),
     )
     if bond.mode == "802.3ad":
-        bond = replace(bond, partner=_text(directory / "ad_partner_mac"))
+        bond = replace(bond, partner=text(directory / "ad_partner_mac"))
     return bond
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""

@@ -9,7 +9,9 @@ import os
 import shlex
 import signal as signals
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from sparkd.host.run import ending
 from sparkd.model.errors import SparkdError
 
 log = logging.getLogger(__name__)
@@ -52,8 +54,7 @@ async def capture(
     finally:
         await _end(process)
     if status not in good:
-        ending = f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
-        raise SparkdError(f"{ending}: {said}" if said else ending, where=line)
+        raise SparkdError(ending(status) + (f": {said}" if said else ""), where=line)
     return output
 
 
@@ -80,8 +81,12 @@ async def _last(stream: asyncio.StreamReader) -> str:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Nothing of it is left, whatever ended the wait."""
-    if process.returncode is None:
+    """Nothing of it is left, whatever ended the wait: not what it started and left behind either.
+
+    While a member of its group lives, the kernel gives the group's number to nobody. Where the leader has been waited for
+    and there is a process of that number all the same, the whole group was gone and the number is another's.
+    """
+    if process.returncode is None or not Path(f"/proc/{process.pid}").exists():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signals.SIGKILL)
     with contextlib.suppress(TimeoutError):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparkd.host.files import text
 from sparkd.host.run import run
 from sparkd.model.errors import SparkdError, UnreachableError
 
@@ -22,6 +23,7 @@ LIBRARIES = ("usr/lib/aarch64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib64
 NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASS = "0x03"  # PCI classes of display controllers begin so; a network card of NVIDIA's has another
 SMI = "nvidia-smi"
+MODULES_MAX_BYTES = 16 << 20  # modules.dep of a distribution's kernel: about 1 MiB
 MARGIN_S = 0.2  # over its own limit, until nvidia-smi counts as hung: a program in the driver cannot even be killed
 
 # "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.95.05  Release Build  (dvs-builder@...)"
@@ -40,10 +42,9 @@ FIELDS = (
 
 def driver_version(module: Path = MODULE_VERSION, driver: Path = DRIVER_VERSION) -> str | None:
     """Version of the loaded NVIDIA driver ("580.95.05"), None where none is loaded."""
-    text = _text(module)
-    if text:
-        return text
-    found = _NVRM.search(_text(driver) + "\n")
+    if loaded := text(module):
+        return loaded
+    found = _NVRM.search(text(driver) + "\n")
     return found.group(1) if found else None
 
 
@@ -77,13 +78,13 @@ def _devices(directory: Path) -> list[str]:
     return [
         path.name
         for path in paths
-        if _text(path / "vendor") == NVIDIA_VENDOR and _text(path / "class").startswith(DISPLAY_CLASS)
+        if text(path / "vendor") == NVIDIA_VENDOR and text(path / "class").startswith(DISPLAY_CLASS)
     ]
 
 
 def _has_module(kernel: Path) -> bool:
     """By the kernel's own list: looking for the file among thousands takes a hundred times as long."""
-    return bool(_MODULE_FILE.search(_text(kernel / "modules.dep")))
+    return bool(_MODULE_FILE.search(text(kernel / "modules.dep", MODULES_MAX_BYTES)))
 
 
 def _library_version(root: Path) -> str | None:
@@ -222,10 +223,3 @@ def _number(value: str) -> float | None:
         return float(told.split()[0]) if told else None
     except ValueError:
         return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparkd.host.files import number
 from sparkd.host.run import run
 from sparkd.model.errors import SparkdError
 
@@ -64,11 +65,11 @@ def read_link(interface: str) -> LinkState:
     up = bool((flags or 0) & IFF_UP)
     # /sys may be of another network namespace (a container, a lab node), with an interface of the same name in it
     sysfs = SYSFS_NET / interface
-    known = _number(sysfs / "ifindex") == index
-    carrier = _number(sysfs / "carrier") if known else None
+    known = number(sysfs / "ifindex") == index
+    carrier = number(sysfs / "carrier") if known else None
     if carrier is None and up and flags is not None:
         carrier = int(bool(flags & IFF_RUNNING))
-    speed = _number(sysfs / "speed") if known else None
+    speed = number(sysfs / "speed") if known else None
     return LinkState(
         interface=interface,
         exists=True,
@@ -76,7 +77,7 @@ def read_link(interface: str) -> LinkState:
         carrier=None if carrier is None else bool(carrier),
         mtu=_ioctl(interface, SIOCGIFMTU, "i"),
         addresses=_addresses(interface),
-        carrier_changes=_number(sysfs / "carrier_changes") if known else None,
+        carrier_changes=number(sysfs / "carrier_changes") if known else None,
         speed_mbps=speed if speed is not None and speed > 0 else None,  # -1: unknown
     )
 
@@ -105,7 +106,7 @@ def nics(interface: str, sys: Path = SYSFS_NET) -> tuple[Nic, ...]:
 
 
 def _nic(directory: Path) -> Nic:
-    speed = _number(directory / "speed")
+    speed = number(directory / "speed")
     try:
         vendor = (directory / "device/vendor").read_text(encoding="ascii").strip()
     except OSError:
@@ -127,14 +128,6 @@ def _ioctl(interface: str, request: int, format: str) -> int | None:
             return None
     value: int = struct.unpack_from(format, answer, 16)[0]
     return value
-
-
-def _number(path: Path) -> int | None:
-    """None for a missing file, and for what the kernel refuses (`carrier` and `speed` of an interface that is down)."""
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def _addresses(interface: str) -> tuple[str, ...]:
@@ -169,6 +162,18 @@ def probe_mtu(address: str, mtu: int, *, timeout_s: float = 1.0, source: str | N
             if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN):
                 return MtuProbe(False, None, f"{address} cannot be reached: {os.strerror(error.errno)}")
             return MtuProbe(None, None, f"could not ask {address}: {error.strerror or error}")
+
+
+def count_lost(address: str, *, count: int = 20, timeout_s: float = 0.3) -> int:
+    """How many of `count` small echo requests, sent at once, no answer comes to. Raises PermissionError, OSError."""
+    token = os.urandom(7)
+    wanted = {token + bytes([sequence]) for sequence in range(count)}
+    seen: set[bytes] = set()
+    with _open_echo() as echo:
+        for sequence in range(count):
+            _send(echo, address, sequence, (token + bytes([sequence])).ljust(SMALL_BYTES, b"."))
+        _listen(echo, time.monotonic() + timeout_s, wanted, seen)
+    return count - len(seen)
 
 
 def _open_echo() -> socket.socket:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sparkd.model.errors import SparkdError
 
+MIB, GIB = 2**20, 2**30
 MEMINFO = Path("/proc/meminfo")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 PAGES_DENTRIES_INODES = "3\n"  # an inode that stays cached keeps its pages' bookkeeping: free those too

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparkd.host.files import text
+
 INFINIBAND = Path("/sys/class/infiniband")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 MELLANOX = "0x15b3"
@@ -109,7 +111,7 @@ def devices(root: Path = INFINIBAND) -> tuple[Hca, ...] | None:
 def hardware_present(root: Path = PCI_DEVICES) -> bool | None:
     """Is there a ConnectX card on the PCI bus, whatever its driver makes of it? None: the bus cannot be seen."""
     try:
-        return any(_text(device / "vendor") == MELLANOX for device in root.iterdir())
+        return any(text(device / "vendor") == MELLANOX for device in root.iterdir())
     except OSError:
         return None
 
@@ -133,10 +135,10 @@ def _device(path: Path) -> Hca:
 def _port(path: Path) -> RdmaPort:
     return RdmaPort(
         number=int(path.name),
-        state=_worded(_text(path / "state")),
-        physical=_worded(_text(path / "phys_state")),
-        rate=_text(path / "rate"),
-        layer=_text(path / "link_layer"),
+        state=_worded(text(path / "state")),
+        physical=_worded(text(path / "phys_state")),
+        rate=text(path / "rate"),
+        layer=text(path / "link_layer"),
         gids=tuple(_gids(path)),
     )
 
@@ -145,20 +147,20 @@ def _gids(port: Path) -> Iterable[Gid]:
     """The used entries. An unused one reads as zeroes, and its type as EINVAL."""
     indices = sorted(int(name) for name in _names(port / "gids") if name.isdigit())
     for index in indices[:GIDS_MAX]:
-        gid = _text(port / "gids" / str(index))
+        gid = text(port / "gids" / str(index))
         if gid.strip("0:"):
             attributes = port / "gid_attrs"
-            kind, netdev = _text(attributes / "types" / str(index)), _text(attributes / "ndevs" / str(index))
+            kind, netdev = text(attributes / "types" / str(index)), text(attributes / "ndevs" / str(index))
             yield Gid(index, gid, kind, netdev)
 
 
 def _pcie(device: Path) -> PcieLink:
-    fatal = re.search(r"TOTAL_ERR_FATAL (\d+)", _text(device / "aer_dev_fatal"))
+    fatal = re.search(r"TOTAL_ERR_FATAL (\d+)", text(device / "aer_dev_fatal"))
     return PcieLink(
-        speed=_gts(_text(device / "current_link_speed")),
-        width=_int(_text(device / "current_link_width")),
-        speed_max=_gts(_text(device / "max_link_speed")),
-        width_max=_int(_text(device / "max_link_width")),
+        speed=_gts(text(device / "current_link_speed")),
+        width=_int(text(device / "current_link_width")),
+        speed_max=_gts(text(device / "max_link_speed")),
+        width_max=_int(text(device / "max_link_width")),
         fatal_errors=int(fatal.group(1)) if fatal else None,
     )
 
@@ -170,7 +172,7 @@ def counters(root: Path = INFINIBAND, names: Iterable[str] = ()) -> dict[str, in
         for number in _names(root / name / "ports"):
             port = root / name / "ports" / number
             for counter in (*ERROR_COUNTERS, *CONGESTION_COUNTERS):
-                value = _int(_text(port / "hw_counters" / counter) or _text(port / "counters" / counter))
+                value = _int(text(port / "hw_counters" / counter) or text(port / "counters" / counter))
                 if value is not None:
                     found[f"{name}:{number} {counter}"] = value
     return found
@@ -253,14 +255,6 @@ def _names(directory: Path) -> list[str]:
         return [path.name for path in directory.iterdir()]
     except OSError:
         return []
-
-
-def _text(path: Path) -> str:
-    """Empty for a missing file, and for what the driver refuses to tell."""
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _worded(text: str) -> str:

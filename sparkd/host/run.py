@@ -37,10 +37,15 @@ class Ran:
     @property
     def ending(self) -> str:
         """How it ended, for a person: "exited with status 127 (program or script not found)"."""
-        if self.signal is not None:
-            return f"was killed by {signal_name(self.signal)}"
-        meaning = {126: " (found, but not executable)", 127: " (program or script not found)"}.get(self.status or 0, "")
-        return f"exited with status {self.status}{meaning}"
+        return ending(self.status if self.signal is None else -self.signal)
+
+
+def ending(code: int | None) -> str:
+    """Of a status as Python gives it: a signal is negative."""
+    if code is not None and code < 0:
+        return f"was killed by {signal_name(-code)}"
+    meaning = {126: " (found, but not executable)", 127: " (program or script not found)"}.get(code or 0, "")
+    return f"exited with status {code}{meaning}"
 
 
 def signal_name(number: int) -> str:

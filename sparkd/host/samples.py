@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sparkd.host import clock
+from sparkd.host.files import number, text
 from sparkd.host.procfs import PROC
 from sparkd.model.errors import SparkdError
 
 FILE = "samples.ring"  # in the state directory
 SLOT_BYTES = 512
 SLOTS = 128  # 64 KiB: 21 minutes at one sample every 10 s
-GPU_FIELDS = "temperature.gpu,power.draw,utilization.gpu,clocks.gr"
-GPU_QUERY = ("nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits")
 SYSFS_NET = Path("/sys/class/net")
 LAYOUT = 1
 
@@ -87,7 +86,7 @@ def take(
         io_stall=_stall(proc / "pressure/io"),
         load=_first_number(proc / "loadavg"),
         carrier=_flag(net / interface / "carrier") if interface else None,
-        carrier_changes=_whole(net / interface / "carrier_changes") if interface else None,
+        carrier_changes=number(net / interface / "carrier_changes") if interface else None,
         running=running,
         waiting=waiting,
         tokens=tokens,
@@ -95,15 +94,9 @@ def take(
     )
 
 
-def parse_gpu(text: str) -> Gpu | None:
-    """The answer to GPU_QUERY, of the first GPU. Pure."""
-    values = [_number(word) for word in (text.splitlines() or [""])[0].split(",")]
-    return Gpu(*values) if len(values) == 4 else None
-
-
 def _meminfo(path: Path) -> dict[str, int]:
     found = {}
-    for line in _text(path).splitlines():
+    for line in text(path).splitlines():
         name, _, rest = line.partition(":")
         if name in ("MemFree", "MemAvailable", "SwapTotal", "SwapFree"):
             found[name] = int(rest.split()[0]) // 1024
@@ -112,25 +105,20 @@ def _meminfo(path: Path) -> dict[str, int]:
 
 def _stall(path: Path) -> float | None:
     """`full avg10` of one of /proc/pressure: the share of time in which everything waited."""
-    for line in _text(path).splitlines():
+    for line in text(path).splitlines():
         if line.startswith("full avg10="):
             return _number(line.split()[1].removeprefix("avg10="))
     return None
 
 
 def _first_number(path: Path) -> float | None:
-    return _number((_text(path).split() or [""])[0])
-
-
-def _whole(path: Path) -> int | None:
-    number = _number(_text(path).strip())
-    return None if number is None else int(number)
+    return _number((text(path).split() or [""])[0])
 
 
 def _flag(path: Path) -> bool | None:
     """An interface that is down refuses to say."""
-    number = _whole(path)
-    return None if number is None else bool(number)
+    value = number(path)
+    return None if value is None else bool(value)
 
 
 def _number(text: str) -> float | None:
@@ -138,13 +126,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
 
 
 # --- the ring ------------------------------------------------------------------------------------

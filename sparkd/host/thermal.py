@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparkd.host.files import number, text
+
 ZONES = Path("/sys/class/thermal")
 
 
@@ -27,20 +29,14 @@ def zones(root: Path = ZONES) -> list[Zone]:
             continue
         critical = next(
             (_milli(path / trip.name.replace("_type", "_temp")) for trip in sorted(path.glob("trip_point_*_type"))
-             if _text(trip) == "critical"),
+             if text(trip) == "critical"),
             None,
         )  # fmt: skip
-        found.append(Zone(path.name, _text(path / "type"), now, critical if critical and critical > 0 else None))
+        found.append(Zone(path.name, text(path / "type"), now, critical if critical and critical > 0 else None))
     return found
 
 
 def _milli(path: Path) -> float | None:
-    text = _text(path)
-    return int(text) / 1000 if text.lstrip("-").isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""  # a zone whose sensor does not answer gives an error
+    """A zone whose sensor does not answer gives an error."""
+    value = number(path)
+    return value / 1000 if value is not None else None

@@ -147,11 +147,15 @@ def send(source: str, to: str, port: int, proofs: Sequence[bytes], *, seconds: f
     """Send zeros for `seconds` over as many streams as there are proofs. Blocks; ends within `seconds` + 3 s, or
     soon after `stop`. Returns the bytes that the kernel took. Raises SparkdError where the asker cannot be reached."""
     streams: list[socket.socket] = []
+    until = monotonic() + CONNECT_MAX_S
     piece = os.memfd_create("sparkd-throughput")
     try:
         os.truncate(piece, PIECE_BYTES)
         for _ in proofs:
-            streams.append(socket.create_connection((to, port), CONNECT_MAX_S / 2, (source, 0)))
+            left_s = until - monotonic()
+            if left_s <= 0 or stop.is_set():
+                raise SparkdError(f"only {len(streams)} of {len(proofs)} streams to {to}:{port} came about")
+            streams.append(socket.create_connection((to, port), left_s, (source, 0)))
         for number, (stream, proof) in enumerate(zip(streams, proofs, strict=True)):
             stream.sendall(bytes([number]) + proof)
         deadline = monotonic() + seconds

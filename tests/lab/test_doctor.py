@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tests.lab.asking import doctor, told
 from tests.lab.pair import NODES, Pair, wait_for
+
+RECIPE = "/etc/sparkd/recipes/deepseek-v4-flash.yaml"
 
 
 def test_a_healthy_pair_is_told_to_be_healthy(serving: Pair) -> None:
@@ -12,6 +18,48 @@ def test_a_healthy_pair_is_told_to_be_healthy(serving: Pair) -> None:
         assert answer["headline"] is None, told(answer)
         assert len(answer["nodes"]) == 2 and not answer["absent"], told(answer)
         assert "nothing wrong" in serving.run(node, "sparkd doctor", check=False).splitlines()[0]
+
+
+def test_a_lost_rank_is_told_while_the_next_launch_is_on_its_way(serving: Pair) -> None:
+    epoch = serving.epoch()
+    serving.kill("spark2", "rank")
+    wait_for("relaunch", lambda: serving.epoch() > epoch, max_s=30)
+    headline = doctor(serving, "spark1")["headline"]
+    assert headline is not None and headline["verdict"] == "warning", headline
+    assert headline["node"] == "spark2" and f"epoch {epoch} ended" in headline["says"], headline
+    serving.wait_serving(newer_than=epoch)
+    after = doctor(serving, "spark1")
+    assert after["headline"] is None, told(after)
+
+
+@pytest.mark.parametrize(
+    ("id", "node", "break_it", "mend_it"),
+    [
+        ("container.restart-policy", "spark2", "docker update --restart=always vllm_ds4", "docker update --restart=no vllm_ds4"),
+        ("link.mtu", "spark2", "ip link set bond0 mtu 1500", "ip link set bond0 mtu 9000"),
+        ("script.peer-plan-differs", "spark2",
+         f"cp {RECIPE} /root/kept; sed -i 's/^  block-size: 256/  block-size: 128/' {RECIPE}", f"cp /root/kept {RECIPE}"),
+        ("unit.not-running", "spark1", "systemctl stop sparkd", "systemctl start sparkd"),
+        ("daemon.peer-silent", "spark2", "systemctl stop sparkd", "systemctl start sparkd"),
+    ],
+)  # fmt: skip
+def test_a_fault_beside_an_engine_that_serves(serving: Pair, id: str, node: str, break_it: str, mend_it: str) -> None:
+    """The engine goes on; the first line says what will keep the next launch from coming up, and on which node."""
+    epoch = serving.epoch()
+    try:
+        serving.run(node, break_it)
+        answer = wait_for(id, lambda: _headline(serving, id), max_s=15)
+        assert node in f"{answer['node'] or node} {answer['says']}", answer
+    finally:
+        serving.run(node, mend_it, check=False)
+    serving.wait_serving()
+    assert serving.epoch() == epoch, "nothing of this ends an engine"
+
+
+def _headline(pair: Pair, id: str) -> dict[str, Any] | None:
+    """What is broken takes the daemons a moment to notice."""
+    headline: dict[str, Any] | None = doctor(pair, "spark1")["headline"]
+    return headline if headline and headline["id"] == id else None
 
 
 def test_what_changed_since_it_last_worked_is_told(serving: Pair) -> None:

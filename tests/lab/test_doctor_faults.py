@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from sparkd.doctor import screen
+from sparkd.model.diagnosis import Examination
 from tests.lab.asking import doctor, told
 from tests.lab.pair import NODES, Pair
 
@@ -19,6 +21,13 @@ RECIPE = "/etc/sparkd/recipes/deepseek-v4-flash.yaml"
 IN_CONTAINER = f"docker exec {CONTAINER} "
 UNIT = "/etc/systemd/system/vllm-ds4-head.service"
 RELOAD = "systemctl daemon-reload"
+OWN_SCRIPT = "/workspace/own-serve.sh"
+SERVE = "vllm serve /models/DeepSeek-V4-Flash --nnodes 2"
+ENGINE_LOGS = "/var/log/sparkd/engine"
+RETAG = (
+    "R=$(docker inspect -f '{{.Config.Image}}' vllm_ds4); docker tag $R kept:1; "
+    "printf 'FROM %s\nLABEL other=1\n' $R | docker build -q -t $R -"
+)
 KIT_OFF = "systemctl disable -q kit; rm -f /etc/systemd/system/kit.service"
 DROP_INS = "/etc/systemd/system/sparkd-engine.service.d"
 KEY_LOG = "/var/log/sparkd/engine/deadbeef-1.log"
@@ -43,13 +52,32 @@ def edited(script: str, file: str = RECIPE) -> dict[str, str]:
     return {"break_it": f"cp {file} /root/kept && sed -i {script} {file}", "mend_it": f"cp /root/kept {file}"}
 
 
-def operators_unit(exec_start: str, *more: str) -> dict[str, str]:
-    """A unit of the operator's own, named in the configuration."""
+def operators_unit(exec_start: str, *more: str, node: str = "spark1", then: str = "true") -> dict[str, str]:
+    """A unit of the operator's own, named in the configuration of its node."""
     lines = "\\n".join(["[Service]", f"ExecStart={exec_start}", *more])
     return {
         "break_it": f"printf '{lines}\\n' > {UNIT} && {RELOAD} && cp /etc/sparkd/sparkd.yaml /root/kept && "
-        "printf 'operator_units: [{name: vllm-ds4-head.service, nodes: [spark1]}]\\n' >> /etc/sparkd/sparkd.yaml",
-        "mend_it": f"cp /root/kept /etc/sparkd/sparkd.yaml; rm -f {UNIT}; {RELOAD}",
+        f"printf 'operator_units: [{{name: vllm-ds4-head.service, nodes: [{node}]}}]\\n' >> /etc/sparkd/sparkd.yaml && {then}",
+        "mend_it": f"cp /root/kept /etc/sparkd/sparkd.yaml; systemctl reset-failed vllm-ds4-head; rm -f {UNIT}; {RELOAD}",
+    }
+
+
+def operators_script(*lines: str, node: str = "spark1") -> dict[str, str]:
+    """A script in the container's writable layer, which a unit of the operator's own runs."""
+    text = " ".join(f"'{line}'" for line in ("#!/bin/bash", *lines))
+    unit = operators_unit(f"/usr/bin/docker exec {CONTAINER} bash {OWN_SCRIPT}", node=node)
+    put = f"docker start {CONTAINER} && printf '%s\\n' {text} | docker exec -i {CONTAINER} tee {OWN_SCRIPT}"
+    return {
+        "break_it": f"({put}) > /dev/null && {unit['break_it']}",
+        "mend_it": f"{IN_CONTAINER}rm -f {OWN_SCRIPT}; {unit['mend_it']}",
+    }
+
+
+def drop_in(unit: str, setting: str) -> dict[str, str]:
+    directory = f"/etc/systemd/system/{unit}.d"
+    return {
+        "break_it": f"mkdir -p {directory} && printf '[Service]\\n{setting}\\n' > {directory}/own.conf && {RELOAD}",
+        "mend_it": f"rm {directory}/own.conf; rmdir {directory}; {RELOAD}",
     }
 
 
@@ -112,10 +140,36 @@ IDLE = [
            f"chmod 600 /etc/sparkd/api-key; printf 'api_key_file: /etc/sparkd/api-key\\n' >> {RECIPE}; "
            f"echo \"non-default args: {{'api_key': ['Zq7-long-and-secret']}}\" > {KEY_LOG}",
            mend_it=f"cp /root/kept {RECIPE}; rm -f /etc/sparkd/api-key {KEY_LOG}"),
-    Broken("image-differs", "image.peer-differs", node="spark2", tell="*",
-           break_it="R=$(docker inspect -f '{{.Config.Image}}' vllm_ds4); docker tag $R kept:1; "
-           "printf 'FROM %s\\nLABEL other=1\\n' $R | docker build -q -t $R - && docker rm -f vllm_ds4",
+    Broken("image-retagged", "image.peer-differs", RETAG, node="spark2", tell="*",
            mend_it=f"docker tag kept:1 $(grep -o 'image: .*' {RECIPE} | cut -d' ' -f2); docker rmi kept:1"),
+    Broken("worker-by-hand-not-headless", "script.headless", names="rank 1", node="spark2",
+           break_it=f"docker start {CONTAINER} && docker exec -d {CONTAINER} {SERVE} --node-rank 1 && timeout 10 bash -c "
+           "'until pgrep -f VLLM::Worker; do sleep 0.1; done'", mend_it=f"docker restart -t 0 {CONTAINER}"),
+    Broken("image-differs", "image.peer-differs", node="spark2", tell="*",
+           break_it=f"{RETAG} && docker rm -f vllm_ds4",
+           mend_it=f"docker tag kept:1 $(grep -o 'image: .*' {RECIPE} | cut -d' ' -f2); docker rmi kept:1"),
+    Broken("no-such-user", "unit.drop-ins", names="nobody-of-here", **drop_in("sparkd-engine.service", "User=nobody-of-here")),
+    Broken("restarts-itself", "unit.drop-ins", names="Restart=always", **drop_in("sparkd-engine.service", "Restart=always")),
+    Broken("disabled", "unit.disabled", "systemctl disable -q sparkd", "systemctl enable -q sparkd", node="spark2"),
+    Broken("given-up", "unit.start-limit", names="vllm-ds4-head.service",
+           **operators_unit("/bin/false", "Restart=on-failure", "RestartSec=50ms",
+                            then="(systemctl start vllm-ds4-head; timeout 10 bash -c "
+                            "'until systemctl is-failed -q vllm-ds4-head; do sleep 0.1; done')")),
+    Broken("own-script-without-quotes", "script.json-arguments", names=OWN_SCRIPT,
+           **operators_script(f"{SERVE} --node-rank 0 --compilation-config {{cudagraph_mode:FULL_AND_PIECEWISE}}")),
+    Broken("own-script-forks", "script.env-forbidden", names=OWN_SCRIPT,
+           **operators_script("export VLLM_WORKER_MULTIPROC_METHOD=fork", f"{SERVE} --node-rank 0")),
+    Broken("own-unit-not-headless", "script.headless", names="rank 1", node="spark2",
+           **operators_unit(f"/usr/bin/docker exec {CONTAINER} {SERVE} --node-rank 1", node="spark2")),
+    Broken("logs-disk-full", "docker.logs-disk-full", mend_it=f"umount -l {ENGINE_LOGS}",
+           break_it=f"mount -t tmpfs -o size=64k full {ENGINE_LOGS}; cat /dev/zero > {ENGINE_LOGS}/fill 2>/dev/null || :"),
+    Broken("mtu-of-the-worker", "link.mtu", **fault("mtu-mismatch"), node="spark2", names="1500"),
+    Broken("black-hole", "link.peer-silent", **fault("black-hole"), tell="*", names="answers over the LAN"),
+    Broken("one-way", "link.peer-silent", **fault("one-way"), node="spark2", tell="*", names="answers over the LAN"),
+    Broken("loss", "link.loss", **fault("loss"), node="spark2", tell="*"),
+    Broken("docker-down-on-the-worker", "docker.unreachable", **fault("docker-down"), node="spark2"),
+    Broken("peer-without-daemon", "daemon.peer-silent", "systemctl stop sparkd; sleep 3", "systemctl start sparkd", node="spark2",
+           tell="spark1", names="spark2"),
     Broken("no-daemon", "unit.not-running", break_it="systemctl stop sparkd", mend_it="systemctl start sparkd"),
 ]  # fmt: skip
 
@@ -185,7 +239,7 @@ def test_the_first_line_names_the_fault(idle: Pair, case: Broken) -> None:
         if case.tell != "*":
             assert headline["node"] in (case.tell or case.node, ""), told(answer)
         assert headline["remedy"], "nobody is told what to do"
-        first = idle.run(asked, "sparkd doctor", check=False).splitlines()[0]
+        first = screen.lines(Examination.model_validate(answer))[0]
         assert case.id in first, first
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_what_exists_is_not_written_again(tmp_path: Path) -> None:
     assert written(tmp_path, "", serving(18)) == ([], 0)
     assert not baselines.exists(tmp_path / "baselines", 1)
     assert written(tmp_path, "print('x')", serving(1))[1] == 1
+
+
+def test_one_of_an_earlier_boot_is_another_launch(tmp_path: Path) -> None:
+    """A node that lost its state counts its epochs from the beginning."""
+    (tmp_path / "baselines").mkdir()
+    old = tmp_path / "baselines/epoch-18-2025-11-21T10:53:04Z.json"
+    old.write_text("{}")
+    os.utime(old, (1e9, 1e9))
+    assert written(tmp_path, "print('x')", serving(18))[1] == 1
 
 
 def test_what_the_head_has_not_proven_is_no_baseline(tmp_path: Path) -> None:

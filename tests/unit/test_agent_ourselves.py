@@ -90,7 +90,7 @@ def test_askers_share_one_run(tmp_path: Path) -> None:
         ("sys.exit('a usage error')", "no examination"),
         ("print('so and so', file=sys.stderr); sys.exit(64)", "exited with status 64: so and so"),
         ("while True: print('x' * 1000000)", "printed more than"),
-        ("os.kill(os.getpid(), 9)", "killed by signal 9"),
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
     ],
 )
 def test_what_a_broken_doctor_says_is_an_error_in_words(tmp_path: Path, body: str, why: str) -> None:
@@ -119,6 +119,33 @@ time.sleep(300)
 
     asyncio.run(asyncio.wait_for(test(), LIMIT_S))
     assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_what_it_left_behind_is_killed_when_its_own_process_has_ended(tmp_path: Path) -> None:
+    """A stray that holds the output open: the command itself has exited and has been waited for."""
+    code = f"""
+import os, subprocess
+child = subprocess.Popen(["sleep", "300"])
+open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+"""
+
+    async def test() -> None:
+        with pytest.raises(SparkdError, match=r"did not end within 1\.5 s"):
+            await capture([sys.executable, "-c", code], timeout_s=1.5, max_bytes=100)
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_S))
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_what_the_daemon_starts_goes_before_the_daemon_where_memory_runs_short(tmp_path: Path) -> None:
+    read = "open('/proc/self/oom_score_adj').read()"
+    code = f"from sparkd.cli import main; main._run = lambda _: print({read}); main.main()"
+
+    async def test() -> None:
+        ourselves = Ourselves(tmp_path / "sparkd.yaml", "spark1", program=(sys.executable, "-c", code))
+        assert await ourselves.write_baseline(1, limit_s=10) == "500"
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT_S))
 
 
 def gone(pid: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkd.agent.sampling import Sampler, look_back
+from sparkd.agent.sampling import GPU_AGAIN_S, GPU_EVERY_S, Sampler, _ask_gpu, look_back
 from sparkd.control import node as control
 from sparkd.control.state import Me, NodeState
 from sparkd.doctor import last_boot
@@ -127,14 +127,18 @@ def test_a_sample_of_this_machine_costs_next_to_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "gpu"),
     [
-        ("61, 45.12, 96, 2411\n", Gpu(61.0, 45.12, 96.0, 2411.0)),
-        ("48, [N/A], [N/A], 208\n", Gpu(48.0, None, None, 208.0)),
-        ("No devices were found\n", None),
+        ("NVIDIA GB10, 580.95.05, 61, 45.12, 96, 2411, 2405, P0, Enabled, 0x0", Gpu(61.0, 45.12, 96.0, 2405.0)),
+        ("NVIDIA GB10, 580.95.05, 48, [N/A], [N/A], 208, 208, P8, Enabled, 0x1", Gpu(48.0, None, None, 208.0)),
+        ("No devices were found", None),
         ("", None),
     ],
 )
-def test_what_nvidia_smi_says(said: str, gpu: Gpu | None) -> None:
-    assert samples.parse_gpu(said) == gpu
+def test_what_nvidia_smi_says(said: str, gpu: Gpu | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert _ask_gpu() == (gpu, GPU_EVERY_S if gpu else GPU_AGAIN_S)
 
 
 # --- the daemon's side ---------------------------------------------------------------------------
@@ -176,6 +180,32 @@ def test_samples_are_taken_while_an_engine_lives(tmp_path: Path) -> None:
         ("idle", "stopped"),
     ]
     assert (kept[1].epoch, kept[1].running, kept[1].tokens, kept[1].boot_id) == (18, 1, 77, BOOT)
+
+
+def test_a_slow_nvidia_smi_holds_neither_the_stop_nor_loses_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("sparkd.agent.sampling.LAST_MAX_S", 0.2)
+
+    async def test() -> float:
+        daemon = Daemon()
+        sampler = Sampler(daemon, Paths(state=tmp_path), "", lambda: None)  # type: ignore[arg-type]
+        await asyncio.sleep(0.1)
+        daemon.turn(sampler, Phase.SERVING)
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        await sampler.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(asyncio.wait_for(test(), 30)) < 1.5
+    until = time.monotonic() + 10
+    while (kept := samples.read(tmp_path / samples.FILE))[-1].mark != "stopped" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [one.mark for one in kept] == ["started", "", "stopped"]
 
 
 def test_a_disk_that_refuses_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

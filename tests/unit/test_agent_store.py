@@ -9,7 +9,8 @@ import pytest
 
 from sparkd.agent.journal import Journal
 from sparkd.agent.launching import keep_newest
-from sparkd.agent.store import Store, write_atomically
+from sparkd.agent.store import Store
+from sparkd.host.files import write_atomically
 from sparkd.host.paths import Paths
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Gate, Loss, Saved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,53 @@ def test_the_kv_cache(counted: dict[str, float], verdict: str) -> None:
 def test_a_finding_of_a_newer_daemon_is_unknown_and_neither_good_nor_a_crash(tmp_path: Path) -> None:
     odd = json.loads('{"id": "x.y", "verdict": "purple", "says": "?"}')
     assert asked(checks.blocked, facts(tmp_path, status=serving(blocked=odd))) == [("unknown", "engine.blocked")]
+
+
+@pytest.mark.parametrize("phase", ["preflight", "armed", "loading", "proving"])
+def test_why_the_epoch_before_ended_is_told_while_the_next_one_starts(tmp_path: Path, phase: str) -> None:
+    about = facts(tmp_path, status=serving(phase=phase, serving=False, epoch=19))
+    lost(about)
+    found = only(checks.relaunching, about)
+    assert (found.verdict, found.symptom) == (Verdict.WARNING, True)
+    assert found.id == "engine.rank-died" and found.remedy.startswith("wait: ")
+    assert found.says == f"epoch 18 ended: VLLM::Worker_TP1 is gone; epoch 19 is on its way ({phase})"
+
+
+def test_an_older_loss_and_a_serving_engine_are_no_relaunch(tmp_path: Path) -> None:
+    for status in (
+        serving(epoch=19),
+        serving(phase="loading", epoch=20),
+        serving(phase="loading", epoch=19, run=False),
+    ):
+        about = facts(tmp_path, status=status)
+        lost(about)
+        assert asked(checks.relaunching, about) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "serves", "verdicts"),
+    [("refused", True, ["warning"]), ("refused", False, ["bad"]), ("unreachable", True, ["warning"]),
+     ("rejected", False, ["bad"]), ("yes", True, ["good"]), ("unknown", False, [])],
+)  # fmt: skip
+def test_a_peer_whose_sparkd_is_silent(tmp_path: Path, how: str, serves: bool, verdicts: list[str]) -> None:
+    nodes = [{"node": "spark1", "reachable": "self"}, {"node": "spark2", "reachable": how}]
+    about = facts(tmp_path, status=serving(serving=serves, nodes=nodes))
+    assert asked(checks.peer_silent, about) == [(verdict, "daemon.peer-silent") for verdict in verdicts]
+
+
+def test_a_start_that_says_nothing_any_more(tmp_path: Path) -> None:
+    about = facts(tmp_path, status=serving(phase="loading", progress={"says": "loading weights"}))
+    log = about.paths.engine_log(LAUNCH)
+    log.parent.mkdir(parents=True)
+    log.write_text("...")
+    assert asked(checks.stalled, about) == [("good", "engine.stalled")]
+    long_ago = log.stat().st_mtime - 400
+    os.utime(log, (long_ago, long_ago))
+    found = only(checks.stalled, about)
+    assert found.verdict is Verdict.WARNING and found.says.endswith("s: loading weights")
+
+
+def test_a_consequence_that_the_daemon_tells_stays_one(tmp_path: Path) -> None:
+    for id, symptom in (("engine-core-init-failed", True), ("engine-illegal-memory-access", False)):
+        found = only(checks.blocked, facts(tmp_path, status=serving(phase="blocked", blocked=finding(id))))
+        assert found.symptom is symptom, id

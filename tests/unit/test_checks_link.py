@@ -17,7 +17,7 @@ from sparkd.doctor.facts import Facts
 from sparkd.doctor.facts import container as container_fact
 from sparkd.engine.inside import parse
 from sparkd.host import bond as bonds
-from sparkd.host.link import LinkState, Nic, nics
+from sparkd.host.link import LinkState, MtuProbe, Nic, count_lost, nics
 from sparkd.host.rdma import Gid, devices
 from sparkd.model.finding import Layer, Verdict, Who
 
@@ -298,3 +298,33 @@ def test_the_interface_itself(tmp_path: Path) -> None:
     assert "no carrier" in asked(link.carrier, here).says
     assert "169.254.1.2, not 10.0.0.1" in asked(link.address, here).says
     assert "MTU 1500" in asked(link.mtu, here).says
+
+
+SILENT = MtuProbe(False, None, "no answer")
+ANSWERS = MtuProbe(True, True, "it answers")
+
+
+def test_a_silent_peer_is_told_apart_from_a_silent_link(tmp_path: Path) -> None:
+    """127.0.0.1 stands for a LAN address that answers."""
+    nodes = [{"name": "spark1", "link_address": "10.0.0.1"}]
+    for lan, words in (
+        ("127.0.0.1", "answers over the LAN, but not over the link"),
+        (None, "does not answer: it is off"),
+    ):
+        more = {"lan_address": lan} if lan else {}
+        cluster = {"cluster": {"nodes": [*nodes, {"name": "spark2", "link_address": "10.0.0.2", **more}]}}
+        here = facts(tmp_path, settings=cluster)
+        given(here, link.probed, SILENT, "10.0.0.2", 9000)
+        answer = asked(link.peer_silent, here)
+        assert answer.verdict is BAD and words in answer.says and "spark2" in answer.says
+        assert link.loss.asked(here) == [], "who does not answer at all loses nothing"
+    given(here, link.probed, ANSWERS, "10.0.0.2", 9000)
+    assert link.peer_silent.asked(here) == []
+    here.calm = True
+    given(here, link.probed, SILENT, "10.0.0.2", 9000)
+    assert link.peer_silent.asked(here) == [], "a peer that boots is the barrier's business"
+
+
+def test_echoes_that_are_lost_are_counted() -> None:
+    assert count_lost("127.0.0.1", count=20) == 0
+    assert count_lost("127.0.0.1", count=5, timeout_s=0.0) == 5, "no time to hear any"

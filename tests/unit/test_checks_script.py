@@ -23,7 +23,7 @@ from sparkd.engine.inside import parse
 from sparkd.engine.spec import state_of
 from sparkd.host import processes
 from sparkd.model.finding import Verdict
-from sparkd.model.plan import LAUNCH_ID_VARIABLE
+from sparkd.model.plan import LAUNCH_ID_VARIABLE, ClusterPlan
 
 BAD, WARNING, GOOD, UNKNOWN = Verdict.BAD, Verdict.WARNING, Verdict.GOOD, Verdict.UNKNOWN
 STRIPPED = "{cudagraph_mode:FULL_AND_PIECEWISE}"
@@ -276,6 +276,39 @@ def test_an_engine_of_another_plan(tmp_path: Path) -> None:
     by_hand = living(environment=dict(ENVIRONMENT), launch=None)
     assert asked(script.stale, node(tmp_path, by_hand)).verdict is GOOD, "started by hand, but as the plan says"
     assert asked(script.stale, node(tmp_path, Command("process 1", ARGV, None))).verdict is UNKNOWN
+
+
+def test_a_configuration_that_was_changed_after_the_launch_is_no_fault_of_the_engine(tmp_path: Path) -> None:
+    """The daemon has not noticed yet; the plan of the launch is on disk."""
+    drifted = (*ARGV, "--max-num-seqs", "4")
+    here = node(tmp_path, living(*drifted))
+    launched = plan().model_copy(update={"argv": drifted, "node": "spark1"})
+    kept = ClusterPlan(recipe="r", profile=None, ranks=(launched,), digest="e")
+    here.paths.plan.write_text(kept.model_dump_json())
+    answer = asked(script.stale, here)
+    assert (answer.verdict, answer.symptom) == (WARNING, True) and "changed after the launch" in answer.says
+
+
+def test_commands_in_a_units_own_line() -> None:
+    line = (
+        "/usr/bin/docker",
+        "exec",
+        "-e",
+        "VLLM_WORKER_MULTIPROC_METHOD=fork",
+        "ds4",
+        "vllm",
+        "serve",
+        "/m",
+        "--node-rank",
+        "1",
+    )
+    (found,) = commands.inline(line)
+    assert found.commands == (("vllm", "serve", "/m", "--node-rank", "1"),)
+    assert found.environment == {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    assert script.flaws(Command("x", found.commands[0], {}), plan()), "rank 1 without --headless"
+    (shelled,) = commands.inline(("/bin/bash", "-lc", "vllm serve /m --compilation-config " + STRIPPED))
+    assert json_faults(shelled.commands[0])
+    assert not list(commands.inline(("/usr/bin/docker", "start", "-a", "ds4")))
 
 
 def test_a_script_is_only_missed_by_a_launch_that_lives(tmp_path: Path) -> None:

@@ -219,6 +219,29 @@ def test_a_loop_is_many_restarts_and_a_short_life(restarts: int, sub: str, age_s
     assert checks.is_looping(unit(HEAD, sub_state=sub, n_restarts=restarts), age_s) is looping
 
 
+def test_systemd_has_given_up_after_restarts_of_its_own(tmp_path: Path) -> None:
+    """The result is then the last run's; a loop it is no more, and that it failed is told with it."""
+    spent = {"active_state": "failed", "sub_state": "failed", "restart": "on-failure", "n_restarts": 5}
+    here = node(tmp_path, operators(result="exit-code", **spent), settings=OPERATORS)
+    found = asked(checks.start_limit, here)
+    assert found.verdict == "bad" and "given up" in found.says and "restarted 5 times" in found.evidence[0]
+    assert verdicts(checks.restart_loop, here) == ["good"]
+    assert not checks.has_given_up(unit(HEAD, active_state="failed", restart="no", n_restarts=0))
+
+
+def test_a_drop_in_with_a_user_who_does_not_exist(tmp_path: Path) -> None:
+    own = tmp_path / "own.conf"
+    for user, verdict in (("root", "warning"), ("nobody-of-here", "bad"), ("1000", "warning")):
+        own.write_text(f"[Service]\nUser={user}\n")
+        found = asked(checks.drop_ins, node(tmp_path, engine_unit={"drop_ins": (str(own),)}))
+        assert found.verdict == verdict, user
+    own.write_text("[Service]\nUser=nobody-of-here\n")
+    assert (
+        "there is no user nobody-of-here"
+        in asked(checks.drop_ins, node(tmp_path, engine_unit={"drop_ins": (str(own),)})).says
+    )
+
+
 def test_what_systemd_tells_of_a_start(tmp_path: Path) -> None:
     state = parse_state(
         HEAD,

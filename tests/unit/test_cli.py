@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from cli_daemon import BLOCKED, BLOCKED_THERE, CHECKOUT, LOADING, SERVING, STOPPED, Daemon, Home
 
+from sparkd.cli.main import GROUPS
+
 CONFIG = CHECKOUT / "config/sparkd.yaml"
 
 
@@ -195,9 +197,16 @@ def test_version_and_help(home: Home) -> None:
     assert "version" in json.loads(home.sparkd("version", "--json").stdout)
     listed = home.sparkd("--help")
     assert listed.returncode == 0 and "engine-stop" not in listed.stdout  # the unit's, not a person's
-    for command in ("status", "start", "stop", "restart", "wait", "events", "logs", "clean", "config", "render", "run"):
-        assert f"  {command} " in listed.stdout
-        assert home.sparkd(command, "--help").returncode == 0
+    assert "..." not in listed.stdout.partition("Options:")[2], "each command is told in a whole sentence"
+
+
+@pytest.mark.parametrize("command", [name for group in GROUPS.values() for name in group])
+def test_each_command_is_listed_and_its_help_fits_a_screen(home: Home, command: str) -> None:
+    assert f"  {command} " in home.sparkd("--help").stdout
+    told = home.sparkd(command, "--help")
+    assert told.returncode == 0
+    lines = told.stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,16 @@ def test_an_examination_that_hangs_is_given_up() -> None:
     assert done.returncode == 3 and "the examination itself hangs" in done.stderr and took_s < 15
 
 
+def test_what_a_hung_examination_started_ends_with_it(tmp_path: Path) -> None:
+    program = tmp_path / "hung-tool"
+    program.symlink_to("/bin/sleep")
+    mark = {"HUNG_TOOL": str(program)}
+    work = f"from sparkd.host.run import run; run([{str(program)!r}, '300'], timeout_s=300, env={mark!r})"
+    done, _ = apart(work, limit_s=1.5)
+    assert done.returncode == 3 and "the examination itself hangs" in done.stderr
+    assert eventually(lambda: not started_with(str(program)))
+
+
 def test_one_that_dies_or_fails_is_told() -> None:
     died, _ = apart("import os; os.kill(os.getpid(), 9)")
     assert died.returncode == 3 and "was killed" in died.stderr

@@ -103,6 +103,37 @@ def test_a_file_is_cut_at_its_beginning_and_the_whole_is_bounded(
     assert packed.missing == ("c: the bundle is full",)
 
 
+def test_a_secret_at_the_cut_is_not_packed_in_part(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(f"first {KEY}\n" + "second line\n")
+    cut_into_the_key = len("second line\n") + 6
+    assert bundle.tail(log, cut_into_the_key) == "second line\n"
+    assert bundle.tail(log, 1000).startswith("first")
+
+
+def test_a_private_key_across_the_cut_is_not_packed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "FILE_MAX_BYTES", 200)
+    key = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBg\n" * 10 + "-----END PRIVATE KEY-----\n"
+    log = "x\n" * 1000 + key + "y\n" * 40
+    bundle.pack(tmp_path / "b.tar.gz", [("log", lambda: log)])
+    told = read(tmp_path / "b.tar.gz")["log"]
+    assert "MIIEvQ" not in told and told.endswith("y\n")
+
+
+def test_an_odd_file_costs_itself_and_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    def odd() -> str:
+        raise KeyError("State")
+
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    packed = bundle.pack(tmp_path / "odd.tar.gz", [("a", odd), ("b", lambda: "text")])
+    assert packed.missing == ("a: 'State'",) and "b" in read(tmp_path / "odd.tar.gz")
+    with pytest.raises(KeyboardInterrupt):
+        bundle.pack(tmp_path / "half.tar.gz", [("a", lambda: "text"), ("b", interrupted)])
+    assert not (tmp_path / "half.tar.gz").exists()
+
+
 def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(SparkdError, match="No such file") as told:
         bundle.pack(tmp_path / "no" / "such" / "directory.tar.gz", [])

@@ -17,7 +17,7 @@ from sparkd.host.clock import monotonic
 from sparkd.host.paths import Paths
 from sparkd.model.diagnosis import Boundary, Diagnosis, Incident, Kind
 from sparkd.model.errors import ConfigError
-from sparkd.model.finding import Cure, Verdict, bad
+from sparkd.model.finding import Cure, Verdict, bad, good
 
 AT = "2026-11-21T10:00:00Z"
 FATAL = (
@@ -162,3 +162,30 @@ def test_the_whole_is_judged() -> None:
 def test_threads_that_hang_are_left_behind() -> None:
     """Nothing of an examination may keep the process from its end: all its threads are daemons."""
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("doctor: "))
+
+
+def test_one_end_of_the_link_explains_the_other() -> None:
+    """spark2's MTU is why spark1's large frames do not arrive; a node's own Docker says nothing of another's."""
+    one = Diagnosis(node="spark1", rank=0, at=AT, findings=(
+        bad("link.mtu-path", "large frames do not arrive", cure=Cure.PERSON),
+        bad("container.differs", "it differs", cure=Cure.PERSON),
+    ))  # fmt: skip
+    two = Diagnosis(node="spark2", rank=1, at=AT, findings=(
+        bad("link.mtu", "bond0 has MTU 1500", cure=Cure.PERSON),
+        bad("docker.unreachable", "no answer", cure=Cure.PERSON),
+    ))  # fmt: skip
+    found = examine.explained((one, two))
+    assert [finding.id for finding in found[0].findings] == ["container.differs"]
+    assert found[0].hidden == {"link.mtu-path": "link.mtu"}
+    assert found[1] == two
+
+
+def test_what_the_journal_says_of_units_is_history_once_they_are_well() -> None:
+    told = Incident(
+        id="unit-exec-failed", layer="unit", kind=Kind.ROOT, verdict=Verdict.BAD, says="217", where="journal"
+    )
+    well = good("unit.failed", "no unit has failed")
+    ill = bad("unit.failed", "it has", cure=Cure.PERSON)
+    for findings, current in (((well,), False), ((ill,), True), ((), True)):
+        (found,) = examine._while_units_fail((told,), findings)
+        assert found.current is current

@@ -11,6 +11,7 @@ from test_engine_patches import DOUBLED, MXFP4, PATCHED
 
 from sparkd.doctor import fixes
 from sparkd.doctor.facts import Facts
+from sparkd.engine import cleaning
 from sparkd.engine.container import Docker
 from sparkd.engine.ensure import ensure
 from sparkd.model.errors import SparkdError
@@ -74,6 +75,44 @@ def test_a_doubled_block_is_folded_with_a_backup_in_our_container_only(facts: tu
         assert about.docker.read_file("t-fixes", backup, 1 << 20) == DOUBLED.encode()
     wanted = PATCHED if ours else DOUBLED
     assert about.docker.read_file("t-fixes", PATH, 1 << 20) == wanted.encode()
+
+
+def test_a_container_that_became_anothers_after_the_offer_is_left(engine: Engine) -> None:
+    """The person at the prompt took a minute; meanwhile somebody made a container of that name."""
+    docker, spec = engine.docker(), shell_spec("t-swapped")
+    part = plan(container=spec, patches=(MXFP4,))
+    about = Facts(docker, cluster_plan=ClusterPlan(recipe="r", profile=None, ranks=(part,), digest=""), rank=0)
+    try:
+        ensure(docker, spec, OURS, image_id=None)
+        docker.write_file(spec.name, PATH, DOUBLED.encode(), 0o644)
+        offered = fixes.offer([found("script.missing"), found("image.mxfp4-doubled")], about, no_tidying)
+        assert len(offered) == 2
+        docker.remove(spec.name)
+        ensure(docker, spec, {**OURS, "io.sparkd.cluster": "another"}, image_id=None)
+        docker.write_file(spec.name, PATH, DOUBLED.encode(), 0o644)
+        for fix in offered:
+            with pytest.raises(SparkdError, match="no longer what it was"):
+                fix.act()
+        assert docker.read_file(spec.name, PATH, 1 << 20) == DOUBLED.encode()
+        assert docker.read_file(spec.name, part.script_path, 1 << 20) is None
+        assert cleaning.our_containers(part, docker) == ()
+    finally:
+        docker.remove(spec.name)
+
+
+def test_a_script_that_appeared_after_the_offer_is_left(engine: Engine) -> None:
+    docker, spec = engine.docker(), shell_spec("t-appeared")
+    part = plan(container=spec)
+    about = Facts(docker, cluster_plan=ClusterPlan(recipe="r", profile=None, ranks=(part,), digest=""), rank=0)
+    try:
+        ensure(docker, spec, OURS, image_id=None)
+        (fix,) = fixes.offer([found("script.missing")], about, no_tidying)
+        docker.write_file(spec.name, part.script_path, b"#!/bin/sh\n# mine\n", 0o755)
+        with pytest.raises(SparkdError, match="there by now"):
+            fix.act()
+        assert docker.read_file(spec.name, part.script_path, 1 << 20) == b"#!/bin/sh\n# mine\n"
+    finally:
+        docker.remove(spec.name)
 
 
 def test_what_cannot_be_folded_is_said_and_left(engine: Engine) -> None:

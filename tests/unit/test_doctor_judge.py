@@ -86,3 +86,11 @@ def test_verdicts() -> None:
     assert judged().verdict is Verdict.UNKNOWN
     assert judged(diagnosis("spark1", warning("a.b", "soon"))).verdict is Verdict.WARNING
     assert judged(diagnosis("spark1", finding("a.b", "unit")), absent={"spark2": "off"}).verdict is Verdict.BAD
+
+
+def test_what_the_daemon_and_its_log_both_tell_is_told_once_with_the_place() -> None:
+    told = incident("engine-oom", "engine", where="/log:7", at="10:00:00", count=2)
+    (found,) = suspects([diagnosis("spark1", finding("engine-oom", "engine"), incidents=(told,))])
+    assert (found.says, found.where, found.count) == ("engine-oom is wrong", "/log:7", 2)
+    elsewhere = diagnosis("spark2", incidents=(told,))
+    assert ids(diagnosis("spark1", finding("engine-oom", "engine")), elsewhere) == ["engine-oom", "engine-oom"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkd.doctor.normalise import logged_at, normalise, without_prefix
+from sparkd.doctor.normalise import logged_at, normalise, uptime_s, without_prefix
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,28 @@ def test_any_text_has_a_form(text: str) -> None:
     lines = normalise(text)
     assert len(lines.bare) == len(lines.normal) == len(lines.numbers)
     assert lines.numbers == sorted(lines.numbers) and (not lines.numbers or lines.numbers[-1] <= text.count("\n") + 1)
+
+
+def test_line_ends_of_windows_make_no_empty_lines() -> None:
+    assert normalise("first\r\nsecond\r\n").normal == ["first", "second", ""]
+
+
+def test_an_address_that_a_paste_made_a_link_is_an_address_again() -> None:
+    pasted = "NCCL WARN NET/IB : Got completion from peer [10.1.3.201](http://10.1.3.201/)<33057> with status=9"
+    assert normalise(pasted).normal == ["NCCL WARN NET/IB : Got completion from peer 10.1.3.201<33057> with status=9"]
+
+
+def test_a_log_without_line_ends_is_cut_and_loses_nothing() -> None:
+    words = [f"word{n}" for n in range(20_000)]
+    cut = normalise(" ".join(words))
+    assert len(cut.normal) > 1 and max(map(len, cut.normal)) <= 33_000 and set(cut.numbers) == {1}
+    assert {word for line in cut.normal for word in line.split()} >= set(words)
+    assert len(normalise("x" * 100_000).normal) > 1
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [("[ 9031.525000] mlx5_core", 9031.525), ("Sep 19 09:40:11 host kernel: [   12.5] x", None), ("plain", None)],
+)
+def test_the_uptime_in_front_of_a_line(line: str, seconds: float | None) -> None:
+    assert uptime_s(line) == seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,20 @@ def test_a_log_without_secrets_is_left_alone(path: Path) -> None:
 def test_requests_with_keys_lose_them() -> None:
     for path in FIELD.glob("http/k_*.txt"):
         assert "sk-SECRET" not in redact(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "odd", ["a-", "A_", "a.b.", "token=", "api_key: [", "-----BEGIN PRIVATE KEY-----\n", "\\"], ids=repr
+)
+def test_no_line_takes_for_ever(odd: str) -> None:
+    """A client may make the engine log whatever it likes; 0.2 s where this was written, a quadratic search takes minutes."""
+    text = odd * (50_000 // len(odd))
+    began = time.thread_time()
+    redact(text)
+    assert time.thread_time() - began < 5
+
+
+def test_a_private_key_whose_end_was_lost_hides_neither_itself_nor_the_next_in_part() -> None:
+    pem = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKC\n"
+    told = redact(f"{pem}{pem}-----END RSA PRIVATE KEY-----\nafter\n")
+    assert "MIIE" not in told and told.endswith("after\n")

@@ -195,3 +195,13 @@ def test_a_very_sick_pair_still_fits() -> None:
     out = lines(examined(node("spark1", GHOST, *many), node("spark2", *many)))
     assert len(out) <= 50 and any("more: sparkd doctor -v" in line for line in out)
     assert sum("something is wrong" in line for line in lines(examined(node("spark1", *many)), verbose=True)) >= 30
+
+
+def test_whoever_is_not_root_is_told_so_once() -> None:
+    unseen = (
+        "not root: most logs cannot be read; sudo sparkd doctor",
+        "engine logs: /x: Permission denied",
+        "pstore: gone",
+    )
+    shown = [line for line in lines(examined(node("spark1", unseen=unseen))) if line.startswith("not seen")]
+    assert len(shown) == 2 and "not root" in shown[0] and "pstore" in shown[1]

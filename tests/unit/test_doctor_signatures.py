@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sparkd.cli.explain import lines
 from sparkd.doctor.catalogue import Record, Signature, forget, load, pattern, records, wanted
+from sparkd.doctor.check import find
 from sparkd.doctor.needles import needles
 from sparkd.doctor.searching import matching
 from sparkd.doctor.signatures import Text, classify, sentence
@@ -90,6 +92,15 @@ def test_an_example_is_named_by_its_own_record_first(record: Record, example: st
     assert told, "not recognised at all"
     first = records()[told[0]]
     assert first.id == record.id or record.id in first.explains, told
+
+
+def test_the_checks_that_a_record_names_exist() -> None:
+    assert [(record.id, id) for record in records().values() for id in record.checks if find(id) is None] == []
+
+
+def test_explain_tells_which_checks_look_at_the_same() -> None:
+    told = "\n".join(lines(records()["link-memlock-ibv-reg-mr"]))
+    assert re.search(r"checks: +link\.memlock", told)
 
 
 @pytest.mark.parametrize("name", HEALTHY_LOGS)
@@ -247,6 +258,33 @@ def test_a_port_that_never_was_up_is_no_incident_of_a_whole_log() -> None:
     assert ids(down) == ["link-port-down"]
     assert ids(boot + down) == [] and ids(boot + down + up) == []
     assert ids(boot + up + down) == ["link-port-down"]
+
+
+def test_a_port_that_goes_down_long_after_the_boot_is_told() -> None:
+    units = [f"Sep 19 09:{n % 60:02d}:01 spark-a systemd[1]: Finished job {n}." for n in range(60)]
+    down = "Sep 19 09:40:11 spark-a kernel: mlx5_core 0000:01:00.1 enp1s0f1np1: Link down"
+    assert ids("\n".join([*units, down, *units])) == ["link-port-down"]
+    booting = "Sep 19 09:00:01 spark-a kernel: Linux version 6.17.0-1014-nvidia (buildd@host)"
+    assert ids("\n".join([booting, *units, down, *units])) == []
+    kernel = [f"[{n:5d}.000001] usb 1-4: new device number {n}" for n in range(60)]
+    for seconds, told in (("   31.5", []), (" 9031.5", ["link-port-down"])):
+        line = f"[{seconds}] mlx5_core 0000:01:00.1 enp1s0f1np1: Link down"
+        assert ids("\n".join([*kernel, line]), Source.KERNEL_LOG) == told
+
+
+def test_a_few_refused_requests_among_answered_ones_are_no_incident() -> None:
+    ok, refused = (
+        f'INFO: 10.0.0.7:51234 - "POST /v1/chat/completions HTTP/1.1" {status}' for status in ("200 OK", "401")
+    )
+    assert ids("\n".join([refused] * 3)) == ["client-unauthorized"]
+    assert ids("\n".join([ok] * 40 + [refused] * 3 + [ok] * 40)) == []
+    assert ids("\n".join([ok] * 40 + [refused] * 40)) == ["client-unauthorized"]
+
+
+def test_a_line_that_repeats_without_end_is_counted_whole() -> None:
+    line = "INFO 04-06 20:46:01 [shm_broadcast.py:548] No available shared memory broadcast block found in 60 seconds."
+    (incident,) = classify([Text(None, "\n".join([line] * 3000))])
+    assert incident.id == "engine-shm-broadcast-stall" and incident.count == 3000
 
 
 def test_a_failed_launch_before_a_good_one_is_history() -> None:

@@ -233,3 +233,9 @@ def test_the_journal_of_the_units_is_asked_for(node: Facts, tmp_path: Path, monk
     assert [text.text.strip() for text in found if text.where == "journal"] == ["2033-05-18T03:33:10+00:00 h u: said"]
     asked = (tmp_path / "asked").read_text()
     assert all(unit in asked for unit in texts.OUR_UNITS) and "-k" in asked
+
+
+def test_the_doctors_own_question_without_a_key_is_no_refused_client() -> None:
+    ours = 'INFO:     127.0.0.1:40112 - "GET /v1/models HTTP/1.1" 401 Unauthorized'
+    theirs = 'INFO:     192.168.1.9:40112 - "GET /v1/models HTTP/1.1" 401 Unauthorized'
+    assert texts.without_routine(f"a\n{ours}\n{theirs}\n") == f"a\n\n{theirs}\n"

@@ -297,6 +297,17 @@ def test_a_receiver_that_is_told_to_stop_stops() -> None:
         assert time.monotonic() - began < 1.0
 
 
+def test_an_asker_who_takes_no_connection_does_not_hold_the_sender() -> None:
+    """All streams together have one limit for connecting, and the first that finds nobody ends the attempt."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        began = time.monotonic()
+        with pytest.raises(SparkdError, match=r"no stream to|came about"):
+            throughput.send(
+                "127.0.0.1", "127.0.0.1", deaf.getsockname()[1], [b"x" * 32] * 16, seconds=1.0, stop=threading.Event()
+            )
+        assert time.monotonic() - began < throughput.CONNECT_MAX_S + 1.0
+
+
 def test_a_link_address_that_is_not_here_is_said() -> None:
     with pytest.raises(SparkdError, match=r"cannot listen on 203\.0\.113\.1"), throughput.listening("203.0.113.1"):
         pass

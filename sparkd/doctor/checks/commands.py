@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 from sparkd.doctor.checks.container import try_container
 from sparkd.doctor.checks.unit import unit
@@ -56,7 +60,7 @@ def _concerns(plan: Plan, each: EngineProcess, container_id: str) -> bool:
 
 @fact
 def operator_scripts(facts: Facts) -> tuple[Command, ...]:
-    """The `vllm serve` commands in scripts that the operator's own units run in the container."""
+    """The `vllm serve` commands of the operator's own units: in ExecStart itself, in scripts on the host and in the container."""
     return tuple(command for where, script in _operator_scripts(facts) for command in _commands(where, script))
 
 
@@ -68,12 +72,32 @@ def _commands(where: str, script: Script) -> Iterator[Command]:
 def _operator_scripts(facts: Facts) -> Iterator[tuple[str, Script]]:
     for name in operator_units(facts):
         for command in unit(facts, name).exec_start:
+            for told in inline(command):
+                yield f"ExecStart of {name}", told
             for wanted in execstart.wanted_paths(command):
-                if wanted.container and wanted.path.endswith((".sh", ".bash")):
-                    text = facts.docker.read_file(wanted.container, wanted.path, SCRIPT_MAX_BYTES)
-                    if text is not None:
-                        where = f"{wanted.path} in container {wanted.container} ({name})"
-                        yield where, read_script(text.decode("utf-8", "replace"))
+                if wanted.path.endswith((".sh", ".bash")) and (text := _text(facts, wanted)) is not None:
+                    where = f"{wanted.path}{f' in container {wanted.container}' if wanted.container else ''} ({name})"
+                    yield where, read_script(text.decode("utf-8", "replace"))
+
+
+def _text(facts: Facts, wanted: execstart.Wanted) -> bytes | None:
+    """A script's text; None where it is not there, which unit.execstart-path tells."""
+    if wanted.container:
+        return facts.docker.read_file(wanted.container, wanted.path, SCRIPT_MAX_BYTES)
+    try:
+        with Path(wanted.path).open("rb") as file:
+            return file.read(SCRIPT_MAX_BYTES)
+    except OSError:
+        return None
+
+
+def inline(command: Sequence[str]) -> Iterator[Script]:
+    """Pure. `vllm serve` in the command line itself, or in the text that a shell in it is given; with the `docker exec -e`."""
+    given = dict(value.split("=", 1) for flag, value in pairwise(command) if flag in ("-e", "--env") and "=" in value)
+    texts = [shlex.join(command), *(value for flag, value in pairwise(command) if re.fullmatch(r"-[a-z]*c", flag))]
+    for script in map(read_script, texts):
+        if script.commands:
+            yield Script(script.commands, given | dict(script.environment))
 
 
 def operator_units(facts: Facts) -> list[str]:

@@ -113,7 +113,10 @@ def differs(facts: Facts) -> Answers:
     wrong = _differs(facts, state)
     if wrong:
         remedy = f"docker diff {state.name}; docker rm -f {state.name}  (sparkd makes it anew from the plan)"
-        yield no(f"container {state.name} differs from the plan: {wrong[0]}", evidence=tuple(wrong), remedy=remedy)
+        found = no(f"container {state.name} differs from the plan: {wrong[0]}", evidence=tuple(wrong), remedy=remedy)
+        # A name that means another image now has its own reason: where the nodes' images differ, that is the thing to mend.
+        is_image = len(wrong) == 1 and wrong[0].startswith("image:")
+        yield found.model_copy(update={"symptom": is_image})
     else:
         yield yes(f"container {state.name} is as the plan wants it")
 

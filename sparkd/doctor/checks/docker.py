@@ -131,14 +131,14 @@ def state_disk_full(facts: Facts) -> Answers:
     "docker.logs-disk-full",
     layer=Layer.DOCKER,
     question="Is there room for the engine's logs?",
-    how="statvfs of the log directory (/var/log/sparkd)",
+    how="statvfs of the log directory (/var/log/sparkd/engine)",
     means="The engine's output is lost, and with it the cause of the next fault; a writer may hang or die on it.",
     remedy="df -h /var/log/sparkd; journalctl --vacuum-size=500M; lower launches_kept",
     sample="the disk of the engine's logs (/var/log/sparkd) is full: 0.0 of 4 GiB free",
     after=("docker.disk-full", "docker.state-disk-full"),
 )
 def logs_disk_full(facts: Facts) -> Answers:
-    found = room(facts.paths.logs)
+    found = room(facts.paths.engine_logs)
     if not any(_same_disk(found, other) for other in (docker_room(facts), room(facts.paths.state))):
         yield from judge_room(found, "the engine's logs", LOGS_NEED)
 

@@ -411,6 +411,7 @@ def open_without_key(facts: Facts) -> Answers:
     remedy="let a proxy in front of the engine pass only /v1, or keep the port from the network with a firewall",
     sample="a key is configured, and /invocations takes requests without it",
     after=("engine.down", "endpoint.unreachable", "endpoint.key-file", "endpoint.open-without-key"),
+    slow=True,  # so is every vLLM with a key: a standing warning would be read as none
 )
 def invocations_open(facts: Facts) -> Answers:
     if facts.plan.api_key_file is None or not is_claimed(facts):

@@ -6,11 +6,13 @@ The daemon knows more of a launch than can be seen at one look, so its own findi
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from sparkd.doctor.catalogue import record
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.checks.unit import unit
 from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id
@@ -18,6 +20,7 @@ from sparkd.engine import process
 from sparkd.engine.endpoint import Endpoint
 from sparkd.host import processes
 from sparkd.host.processes import EngineProcess
+from sparkd.model.diagnosis import Kind
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import LAYERS, Cure, Finding, Layer, Verdict, Who
 from sparkd.model.plan import ClusterPlan, Plan
@@ -25,14 +28,16 @@ from sparkd.model.report import Saved
 
 LIVING = ("loading", "proving", "serving")  # phases in which the engine's process must live
 WHOLE = ("proving", "serving")  # phases in which every rank of it must
+STARTING = ("preflight", "clean", "container", "stage", "armed", "launching", "loading", "proving")
 BETWEEN = ("backoff", "idle", "stopping")  # phases in which the last loss is still the news
+SILENT_MAX_S = 300.0  # of a start: compiling and tuning say nothing for a minute or two
 DRAFTS_MIN = 2000  # draft tokens before their acceptance means anything
 ACCEPTED_MIN = 0.30  # below it a draft costs more than it gives
 KV_FULL = 0.98
 PREEMPTED_MAX, PREEMPTED_MIN = 0.2, 20  # of completed requests; and so many at least
 # Findings of the daemon that say that a launch went wrong and not why: a root from anywhere comes before them.
 _VAGUE = frozenset((
-    "engine.lost", "engine.rank-died", "engine.killed", "engine.unit-ended", "engine.start-timeout", "engine.load-timeout",
+    "engine.lost", "engine.rank-died", "engine.start-timeout", "engine.load-timeout",
     "engine.crash-loop", "engine.hung", "peer.left-epoch", "peer.unreachable", "node.booted", "endpoint.timeout",
     "endpoint.unreachable", "endpoint.error", "endpoint.health", "step.failed", "step.unreachable",
 ))  # fmt: skip
@@ -66,8 +71,14 @@ def told(facts: Facts, what: str) -> Finding | None:
 
 
 def _placed(finding: Finding) -> Finding:
-    is_symptom = finding.symptom or finding.id in _VAGUE
+    is_symptom = finding.symptom or finding.id in _VAGUE or _is_consequence(finding.id)
     return finding.model_copy(update={"layer": finding.layer or layer_of(finding.id), "symptom": is_symptom})
+
+
+def _is_consequence(id: str) -> bool:
+    """By the catalogue, from which the daemon takes what the end of an engine means."""
+    known = record(id) if "." not in id else None
+    return known is not None and known.kind is Kind.CONSEQUENCE
 
 
 # --- what the daemon says ------------------------------------------------------------------------
@@ -124,7 +135,34 @@ def not_serving(facts: Facts) -> Answers:
     if kept is not None and kept.loss is not None and kept.loss.epoch >= int(status.get("epoch") or 0):
         yield _placed(kept.loss.finding)
     elif phase(facts) == "backoff":
-        yield doubtful(f"nothing serves: {status.get('reason') or 'the daemon waits before the next attempt'}")
+        says = f"nothing serves: {status.get('reason') or 'the daemon waits before the next attempt'}"
+        yield doubtful(says).model_copy(update={"symptom": True})
+
+
+@check(
+    "engine.relaunching",
+    layer=Layer.ENGINE,
+    question="Is this launch the first after one that ended as it should?",
+    how="the daemon's state file: the loss that ended the epoch before, while the next one is prepared or starts",
+    means="The engine was lost and comes back by itself. Clients wait meanwhile; what ended it may do so again. The loss is told "
+    "under its own id.",
+    remedy="wait: sparkd wait --ready; meanwhile: sparkd events",
+    sample="epoch 18 ended: VLLM::Worker_TP1 was killed by signal 9; epoch 19 is loading",
+    who=Who.SPARKD,
+    cure=Cure.WAIT,
+    symptom=True,
+)
+def relaunching(facts: Facts) -> Answers:
+    status = facts.status
+    if status is None or facts.calm or not status.get("run") or phase(facts) not in STARTING:
+        return
+    kept, epoch = saved(facts), int(status.get("epoch") or 0)
+    if kept is not None and kept.loss is not None and kept.loss.epoch == epoch - 1:
+        lost = _placed(kept.loss.finding)
+        says = f"epoch {epoch - 1} ended: {lost.says}; epoch {epoch} is on its way ({phase(facts)})"
+        remedy = f"wait: sparkd wait --ready; if it happens again: {lost.remedy or 'sparkd events'}"
+        told = {"verdict": Verdict.WARNING, "says": says, "remedy": remedy, "who": Who.SPARKD, "symptom": True}
+        yield lost.model_copy(update=told)
 
 
 @check(
@@ -193,6 +231,38 @@ def silent(facts: Facts) -> Answers:
         yield no(says)
 
 
+@check(
+    "daemon.peer-silent",
+    layer=Layer.ENGINE,
+    question="Do the other nodes' sparkds answer this one's?",
+    how="`sparkd status`: how each of the other daemons was last met",
+    means="The other machine lives and its sparkd does not answer: nobody supervises its half of the engine, and no launch can "
+    "begin.",
+    remedy="on the other node: systemctl start sparkd; journalctl -u sparkd -n 50",
+    sample="sparkd on spark2 does not answer, although its host lives",
+    symptom=True,
+    after=("link.peer-silent", "link.carrier", "link.address", "link.missing"),
+)
+def peer_silent(facts: Facts) -> Answers:
+    if facts.status is None or facts.calm:
+        return
+    met = {str(node.get("node")): str(node.get("reachable")) for node in facts.status.get("nodes") or ()}
+    answer = doubtful if facts.status.get("serving") else no
+    for node, how in met.items():
+        if how == "refused":
+            remedy = f"on {node}: systemctl start sparkd; journalctl -u sparkd -n 50"
+            yield answer(f"sparkd on {node} does not answer, although its host lives", remedy=remedy)
+        elif how == "unreachable":
+            yield answer(
+                f"nothing answers sparkd's questions at {node}", remedy=f"is {node} on? sparkd doctor --only link"
+            )
+        elif how == "rejected":
+            remedy = "compare /etc/sparkd (cluster.key and all) and `sparkd --version` on both nodes"
+            yield answer(f"{node} and this node refuse each other's messages", remedy=remedy)
+        elif how == "yes":
+            yield yes(f"sparkd on {node} answers")
+
+
 def _unit_says(facts: Facts) -> str:
     try:
         return unit(facts, "sparkd.service").says
@@ -251,6 +321,32 @@ def down(facts: Facts) -> Answers:
         yield no(f"the top process of launch {launch} is gone; {orphans} lives on without it")
     else:
         yield yes(f"launch {launch} lives ({len(found)} processes)")
+
+
+@check(
+    "engine.stalled",
+    layer=Layer.ENGINE,
+    question="Does the start of the engine get on?",
+    how="when the launch's log was last written, while the daemon says that it loads",
+    means="A rank waits for another one, for the disk or in the driver, and says nothing. Compiling may be silent for minutes; a "
+    "hang is for ever, until the daemon's limit ends it (limits.load_max_s).",
+    remedy="sparkd logs on both nodes: the rank that stopped first is the one; py-spy dump --pid of its VLLM::Worker",
+    sample="the engine's log has said nothing for 412 s: loading weights",
+    cure=Cure.RELAUNCH,
+    after=("engine.down", "docker.unreachable", "link.peer-silent"),
+    symptom=True,
+)
+def stalled(facts: Facts) -> Answers:
+    launch = launch_id(facts)
+    if facts.calm or launch is None or phase(facts) != "loading":
+        return
+    silent_s = time.time() - facts.paths.engine_log(launch).stat().st_mtime
+    patience_s = min(SILENT_MAX_S, facts.configured.limits.load_max_s / 4)
+    doing = str(((facts.status or {}).get("progress") or {}).get("says") or "the engine starts")
+    if silent_s > patience_s:
+        yield doubtful(f"the engine's log has said nothing for {silent_s:.0f} s: {doing}")
+    else:
+        yield yes(f"the engine's log moves: {doing}")
 
 
 @check(

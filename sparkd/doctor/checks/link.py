@@ -17,12 +17,19 @@ SPEED_WANTED_MBPS = 200_000  # of a Spark's QSFP port; one half of it says 100 o
 SPEED_MIN_MBPS = 100_000
 THROUGHPUT_S = 3.0
 THROUGHPUT_BAD_GBPS, THROUGHPUT_LOW_GBPS = 30.0, 90.0  # of a 200 Gb/s link; the known bad state is 8 to 25
+LAN_BYTES, LAN_MAX_S = 576, 0.5  # of an echo that only asks whether a machine lives
+LOSS_ECHOES, LOST_MIN = 20, 2  # a single one may be chance
 UPTIME = Path("/proc/uptime")
 
 
 @fact
 def state(facts: Facts) -> link.LinkState:
     return link.read_link(facts.configured.cluster.link.interface)
+
+
+@fact
+def probed(facts: Facts, address: str, size: int) -> link.MtuProbe:
+    return link.probe_mtu(address, size)
 
 
 def others(facts: Facts) -> list[Node]:
@@ -142,7 +149,7 @@ def mtu_path(facts: Facts) -> Answers:
     size = facts.configured.cluster.link.mtu
     for other in others(facts):
         where = str(other.link_address)
-        probe = link.probe_mtu(where, size)
+        probe = probed(facts, where, size)
         if probe.mtu_ok is False:
             remedy = f"ping -M do -s {size - 28} {where}; set MTU {size} on both ends and everything between"
             yield no(f"{other.name} answers, but not with frames of {size} bytes", remedy=remedy)
@@ -150,6 +157,74 @@ def mtu_path(facts: Facts) -> Answers:
             yield yes(f"{other.name} answers with frames of {size} bytes")
         else:  # a peer that is off is the barrier's business; a path that drops large frames is ours
             yield cannot_tell(probe.says or f"{other.name} does not answer yet")
+
+
+@check(
+    "link.peer-silent",
+    layer=Layer.LINK,
+    question="Do the other nodes answer over the link?",
+    how="ICMP echo to the link addresses; where nothing comes back, to the LAN addresses: is it the link or the machine?",
+    means="Nothing comes over the link although this end has a carrier: the other machine is off or hangs, or what is sent is "
+    "lost in one direction at least (wrong port, bond mode, firewall, address).",
+    remedy="is the other machine on? ip -s link show on both ends; ip neigh show dev INTERFACE",
+    sample="spark2 answers over the LAN, but not over the link (10.0.0.2): what is sent over the link is lost",
+    who=Who.HANDS,
+    cure=Cure.WAIT,
+    after=("link.missing", "link.carrier", "link.address"),
+)
+def peer_silent(facts: Facts) -> Answers:
+    """No gate: whether to wait for a peer that boots is the barrier's business."""
+    if _alone(facts) or facts.calm:
+        return
+    cluster = facts.configured.cluster
+    for other in others(facts):
+        where = str(other.link_address)
+        if probed(facts, where, cluster.link.mtu).reached is not False:
+            continue
+        lan = other.lan_address and link.probe_mtu(str(other.lan_address), LAN_BYTES, timeout_s=LAN_MAX_S).reached
+        if lan:
+            says = f"{other.name} answers over the LAN, but not over the link ({where}): what is sent over the link is lost"
+            name = cluster.link.interface
+            yield no(
+                says, remedy=f"on both nodes: ip -s link show {name}; ip neigh show dev {name}; ip addr show {name}"
+            )
+        else:
+            also = f" nor over the LAN ({other.lan_address})" if other.lan_address else ""
+            says = (
+                f"{other.name} answers neither over the link ({where}){also}"
+                if also
+                else f"{other.name} does not answer"
+            )
+            yield no(
+                f"{says}: it is off, boots, or hangs", remedy=f"look at {other.name} itself: is it on, does it boot?"
+            )
+
+
+@check(
+    "link.loss",
+    layer=Layer.LINK,
+    question="Does everything arrive that is sent over the link?",
+    how="20 small ICMP echoes at once, and 20 more where one was lost",
+    means="A damaged cable, module or port: TCP slows to a crawl, RDMA breaks its connections, the engine hangs or dies.",
+    remedy="ip -s link show on both ends; ethtool -S: which errors grow? plug the cable anew, or try another",
+    sample="the link loses packets: 11 of 40 to spark2 and back were lost",
+    who=Who.HANDS,
+    after=("link.missing", "link.carrier", "link.address", "link.peer-silent"),
+)
+def loss(facts: Facts) -> Answers:
+    if _alone(facts) or facts.calm:
+        return
+    for other in others(facts):
+        where = str(other.link_address)
+        if not probed(facts, where, facts.configured.cluster.link.mtu).reached:
+            continue
+        sent, lost = LOSS_ECHOES, link.count_lost(where, count=LOSS_ECHOES)
+        if lost:
+            sent, lost = 2 * sent, lost + link.count_lost(where, count=LOSS_ECHOES)
+        if lost >= LOST_MIN:
+            yield no("the link loses packets", evidence=(f"{lost} of {sent} to {other.name} and back were lost",))
+        else:
+            yield yes(f"{sent - lost} of {sent} packets to {other.name} came back")
 
 
 # --- the interface beneath ------------------------------------------------------------------------------

@@ -150,7 +150,8 @@ def stale(facts: Facts) -> Answers:
         evidence = tuple(f"process {each.pid} {each.name}: {reason}" for each, reason in found.stale)
         # Between two launches it is the trace of what happened, and the next one begins by ending it.
         answer = doubtful if phase(facts) in BETWEEN else no
-        yield answer(f"{one.name} (pid {one.pid}) is of no living launch: it {why}{more}", evidence=evidence)
+        found_it = answer(f"{one.name} (pid {one.pid}) is of no living launch: it {why}{more}", evidence=evidence)
+        yield found_it.model_copy(update={"symptom": _is_badly_told(facts, {each.pid for each, _ in proper})})
         return
     if found.undecided and not is_root():
         yield cannot_tell(f"whose {_named(found.undecided)} is: only root may read it", remedy="sudo sparkd doctor")
@@ -161,6 +162,17 @@ def stale(facts: Facts) -> Answers:
         yield yes(
             f"{len(alive)} engine processes, all of the living launch" if alive else "no engine process is left over"
         )
+
+
+def _is_badly_told(facts: Facts, pids: Collection[int]) -> bool:
+    """Somebody started it by hand or by a unit, with arguments that cannot work: then those are what is to be mended."""
+    from sparkd.doctor.checks import commands, script
+
+    return any(
+        script.flaws(command, facts.plan)
+        for command in commands.living(facts)
+        if command.pid in pids and command.launch_id is None
+    )
 
 
 @check(

@@ -10,6 +10,7 @@ from itertools import pairwise
 from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.checks.commands import Command, commands, living, operator_units
 from sparkd.doctor.checks.container import expected, phase, try_container
+from sparkd.doctor.checks.engine import launched
 from sparkd.doctor.checks.image import look
 from sparkd.doctor.checks.unit import unit
 from sparkd.doctor.facts import Facts, container, launch_id
@@ -139,6 +140,13 @@ def host_ip(facts: Facts) -> Answers:
         yield yes(f"VLLM_HOST_IP is {wanted}, an address of this node")
     else:
         yield no(f"VLLM_HOST_IP is {wanted}, which no interface of this node has", evidence=tuple(sorted(here)))
+
+
+def flaws(command: Command, plan: Plan) -> bool:
+    """Pure. Whether a command has one of the faults that script.env-forbidden, .json-arguments and .headless look for."""
+    entries = [*plan.forbidden_environment, *KNOWN_TO_BREAK]
+    is_forbidden = bool(forbidden(command.environment or {}, entries))
+    return is_forbidden or bool(json_faults(command.argv)) or any(judge_headless(command, plan.rank))
 
 
 # --- arguments ---------------------------------------------------------------------------------------
@@ -368,7 +376,7 @@ def staged(facts: Facts) -> Answers:
     state = container(facts)
     if state is None or not expected(facts):
         return
-    found = scripts.verify(facts.docker, state.name, facts.plan)
+    found = scripts.verify(facts.docker, state.name, launched(facts))  # a changed configuration stages it anew
     yield found.model_copy(update={"who": Who.SPARKD, "remedy": REMEDIES.get(found.id, found.remedy)})
 
 
@@ -420,6 +428,10 @@ def stale(facts: Facts) -> Answers:
         wrong = differences(facts.plan, command, known)
         if not wrong:
             yield yes(f"{command.where} runs what the plan says ({len(command.argv)} arguments)")
+        elif not differences(launched(facts), command, known):
+            # What it was launched with is as it should be. If the new configuration is wrong, that is told by itself.
+            says = f"the configuration was changed after the launch: {wrong[0]}"
+            yield doubtful(says, evidence=tuple(wrong)).model_copy(update={"symptom": True})
         elif pending or facts.status is None or phase(facts) != "serving":
             why = f" ({pending})" if pending else ""
             yield doubtful(f"{command.where}: {wrong[0]}{why}", evidence=tuple(wrong))

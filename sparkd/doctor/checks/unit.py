@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -187,9 +188,25 @@ def drop_ins(facts: Facts) -> Answers:
                 more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
                 evidence = tuple(f"{path}: {change}" for change in changes)
                 remedy = f"systemctl cat {name}; where nobody can say why it is there: systemctl revert {name}"
-                yield doubtful(f"{name}: {path} sets {changes[0]}{more}", evidence=evidence, remedy=remedy)
+                says = f"{name}: {path} sets {changes[0]}{more}"
+                stranger = next(filter(None, map(_unknown_user, changes)), None)
+                if stranger:
+                    yield no(f"{says}, and there is no {stranger}", evidence=evidence, remedy=remedy)
+                else:
+                    yield doubtful(says, evidence=evidence, remedy=remedy)
     if not found and any(unit(facts, name).exists for name in OUR_UNITS):
         yield yes("no drop-in changes how sparkd's units work")
+
+
+def _unknown_user(change: str) -> str | None:
+    """ "user tom" where the unit is to run as somebody who does not exist: it then ends with 217/USER."""
+    key, _, name = change.partition("=")
+    try:
+        if key == "User" and name and not name.isdecimal():
+            pwd.getpwnam(name)
+    except KeyError:
+        return f"user {name}"
+    return None
 
 
 def changed_settings(text: str) -> list[str]:
@@ -440,7 +457,7 @@ def stop_incomplete(facts: Facts) -> Answers:
     "unit.start-limit",
     layer=Layer.UNIT,
     question="Does systemd still try to start the units?",
-    how="Result of each unit: start-limit-hit",
+    how="Result of each unit: start-limit-hit, or failed for good after several restarts",
     means="It failed so often in a row that systemd gave up. The first failure is the cause, this is what came of it.",
     remedy="mend the first failure (journalctl -u the unit), then systemctl reset-failed and start it, the worker's first",
     sample="vllm-ds4-worker.service was started too often in a row, systemd has given up",
@@ -450,14 +467,22 @@ def stop_incomplete(facts: Facts) -> Answers:
 )
 def start_limit(facts: Facts) -> Answers:
     states = list(_installed(facts))
-    given_up = [state for state in states if state.result == "start-limit-hit"]
+    given_up = [state for state in states if has_given_up(state)]
     for state in given_up:
         remedy = (
             f"journalctl -u {state.name} -n 50; then systemctl reset-failed {state.name}; systemctl start {state.name}"
         )
-        yield no(f"{state.name} was started too often in a row, systemd has given up", remedy=remedy)
+        says = f"{state.name} was started too often in a row, systemd has given up"
+        yield no(says, evidence=(f"{state.name} is {state.says}, restarted {state.n_restarts} times",), remedy=remedy)
     if states and not given_up:
         yield yes("systemd has given up no unit")
+
+
+def has_given_up(state: units.UnitState) -> bool:
+    """Pure. After restarts of its own systemd keeps the result of the last run, and the count tells."""
+    if state.result == "start-limit-hit":
+        return True
+    return state.active_state == "failed" and state.restart not in ("", "no") and state.n_restarts >= LOOPING_RESTARTS
 
 
 @check(
@@ -505,6 +530,6 @@ def restart_loop(facts: Facts) -> Answers:
 
 def is_looping(state: units.UnitState, age_s: float | None) -> bool:
     """Pure. systemd counts restarts since a person last started it, so that many alone may be spread over months."""
-    if state.n_restarts < LOOPING_RESTARTS:
+    if state.n_restarts < LOOPING_RESTARTS or state.active_state == "failed":
         return False
     return state.sub_state == "auto-restart" or (age_s is not None and age_s < LOOPING_S)

@@ -1,0 +1,59 @@
+"""Small files: those of /proc, /sys and /etc, read in one piece, and our own, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+TEXT_MAX_BYTES = 1 << 20  # no file that is read in one piece is larger
+
+
+def text(path: Path, max_bytes: int = TEXT_MAX_BYTES) -> str:
+    """Without the blanks around it. Empty for a missing file, and for what the kernel or its driver refuses to tell."""
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def number(path: Path) -> int | None:
+    """None for a missing file, for what the kernel refuses (`carrier` of an interface that is down), for other text."""
+    try:
+        return int(text(path, 64))
+    except ValueError:
+        return None
+
+
+def tail(path: Path, max_bytes: int) -> str:
+    """The last whole lines of a file: a line that does not fit is left out, not cut. Raises OSError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        begin = max(0, size - max_bytes)
+        file.seek(begin)
+        data = file.read(max_bytes)
+    return (data.partition(b"\n")[2] if begin else data).decode("utf-8", "replace")
+
+
+def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Write beside, sync, rename, sync the directory. Raises OSError (a full disk, say) with the old file untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)  # of a writer that was killed, or a link that somebody put there
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            beside.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
