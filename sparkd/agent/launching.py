@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sparkd.agent import ourselves
 from sparkd.engine import scripts
 from sparkd.engine.container import Docker
-from sparkd.host import processes, units
+from sparkd.host import processes, shm, units
 from sparkd.host.run import run
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, FindingError, bad
@@ -89,6 +89,9 @@ def stop(launch_id: str, *, container_ids: Collection[str], grace_s: float) -> s
     late = living(launch_id, container_ids)  # a child that was born while the others were ended
     if late:
         processes.end(late, grace_s=1.0)
+    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))  # SIGKILL leaves what nobody unlinks
+    if removed:
+        says += f"; {len(removed)} segments that it left were removed"
     return f"launch {launch_id} ended: {says}"
 
 
