@@ -144,7 +144,7 @@ IDLE = [
            mend_it=f"docker tag kept:1 $(grep -o 'image: .*' {RECIPE} | cut -d' ' -f2); docker rmi kept:1"),
     Broken("worker-by-hand-not-headless", "script.headless", names="rank 1", node="spark2",
            break_it=f"docker start {CONTAINER} && docker exec -d {CONTAINER} {SERVE} --node-rank 1 && timeout 10 bash -c "
-           "'until pgrep -f VLLM::Worker; do sleep 0.1; done'", mend_it=f"docker restart -t 0 {CONTAINER}"),
+           "'until pgrep -f VLLM::Worker; do sleep 0.1; done'", mend_it=f"docker restart -t 0 {CONTAINER}; sparkd clean"),
     Broken("image-differs", "image.peer-differs", node="spark2", tell="*",
            break_it=f"{RETAG} && docker rm -f vllm_ds4",
            mend_it=f"docker tag kept:1 $(grep -o 'image: .*' {RECIPE} | cut -d' ' -f2); docker rmi kept:1"),
