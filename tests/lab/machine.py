@@ -171,7 +171,9 @@ class Node:
         """Of the running node; empty while it is off or between two boots."""
         if self.leader() is None:
             return ""
-        return self.run(["cat", "/proc/sys/kernel/random/boot_id"], check=False).stdout.strip()
+        with contextlib.suppress(LabError):  # it went off since we looked
+            return self.run(["cat", "/proc/sys/kernel/random/boot_id"], check=False).stdout.strip()
+        return ""
 
     def destroy(self) -> None:
         """End every process of the node, in whatever state it is. Raises LabError where one does not die."""
