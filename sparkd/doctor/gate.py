@@ -12,7 +12,7 @@ from pathlib import Path
 from sparkd.doctor.ask import hide
 from sparkd.doctor.check import Check, Gate, of_layer
 from sparkd.doctor.checks import unit, weights
-from sparkd.doctor.facts import Facts, image_id
+from sparkd.doctor.facts import Facts, container, image_id
 from sparkd.host import gpu
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, Layer, Verdict
@@ -71,7 +71,7 @@ def fingerprint(facts: Facts, digests: Digests) -> str:
     """Changes when an input that could have blocked a launch changes: files, image, container, weights, units."""
     parts = [repr(digests)]
     try:
-        state = facts.docker.inspect(facts.plan.container.name)
+        state = container(facts)
         parts.append(f"{state.id} {state.started_at}" if state else "no container")
     except SparkdError:
         parts.append("no docker")

@@ -16,8 +16,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
 from sparkd.host import clock, memory, ports, processes, shm
-from sparkd.host.memory import GIB as GIB
-from sparkd.host.memory import MIB
+from sparkd.host.memory import GIB, MIB
 from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
 from sparkd.model.errors import SparkdError
@@ -65,16 +64,12 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     fixed = (plan.api_port, plan.rendezvous_port)
     listeners = ports.listeners(fixed)
     ours, boot = our_containers(plan, docker), clock.boot_id_short()
-    stale, foreign, living = [], [], set()
-    for process in processes.engine_processes():
-        if living_launch is not None and process.launch_id == living_launch:
-            living.add(process.pid)
-            continue
-        why = processes.owned(process, container_ids=ours, our_ports=fixed, listeners=listeners, boot=boot)
-        if why is not None:
-            stale.append((process, why))
-        elif processes.is_engine_proper(process):
-            foreign.append((process, "nothing proves that it is ours"))
+    found = processes.engine_processes()
+    stale, others = processes.told_apart(
+        found, living_launch=living_launch, container_ids=ours, our_ports=fixed, listeners=listeners, boot=boot
+    )
+    foreign = [(process, "nothing proves that it is ours") for process in others]
+    living = {one.pid for one in found if living_launch is not None and one.launch_id == living_launch}
     leftovers = shm.leftovers(shm.segments(), older_than=time.time())
     taken = [listener for listener in listeners if not living.intersection(listener.pids)]
     return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(taken))

@@ -180,6 +180,30 @@ def owned(
     return None
 
 
+def told_apart(
+    found: Iterable[EngineProcess],
+    *,
+    living_launch: str | None,
+    container_ids: Collection[str],
+    our_ports: Collection[int],
+    listeners: Sequence[Listener],
+    boot: str,
+) -> tuple[list[tuple[EngineProcess, str]], list[EngineProcess]]:
+    """Those that are ours and of no living launch, each with its proof (as `owned` gives it), and the engines that are
+    not provably ours. What belongs to `living_launch` is in neither."""
+    stale: list[tuple[EngineProcess, str]] = []
+    others: list[EngineProcess] = []
+    for process in found:
+        if living_launch is not None and process.launch_id == living_launch:
+            continue
+        why = owned(process, container_ids=container_ids, our_ports=our_ports, listeners=listeners, boot=boot)
+        if why is not None:
+            stale.append((process, why))
+        elif is_engine_proper(process):
+            others.append(process)
+    return stale, others
+
+
 # --- ending them ----------------------------------------------------------------------------------
 
 

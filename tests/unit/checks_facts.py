@@ -113,6 +113,9 @@ def usage(pid: int = 100, comm: str = "VLLM::Worker_TP", **changes: Any) -> Usag
     return Usage(**fields | changes)
 
 
+OURS = {"io.sparkd.managed": "true", "io.sparkd.cluster": "spark"}  # of the cluster that the plan of `facts` is for
+
+
 def container(*, host: Mapping[str, Any] | None = None, labels: Mapping[str, str] | None = None) -> ContainerState:
     """As `docker inspect` tells of a container of ours that runs."""
     return state_of(
@@ -120,7 +123,7 @@ def container(*, host: Mapping[str, Any] | None = None, labels: Mapping[str, str
             "Id": CONTAINER_ID,
             "Name": "/vllm_ds4",
             "State": {"Running": True, "Status": "running", "Pid": 0},
-            "Config": {"Labels": {"io.sparkd.managed": "true"} if labels is None else labels},
+            "Config": {"Labels": OURS if labels is None else labels},
             "HostConfig": {"IpcMode": "host", "NetworkMode": "host"} | dict(host or {}),
         }
     )

@@ -13,11 +13,11 @@ from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no,
 from sparkd.doctor.facts import Facts, container, fact
 from sparkd.engine.container import DaemonState
 from sparkd.host import cdi, gpu
+from sparkd.host.memory import GIB, MIB
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, Layer
 from sparkd.model.plan import ContainerSpec
 
-MIB, GIB = 2**20, 2**30
 VERSION_MIN = (20, 10)  # the first that knows cgroup v2, and what the tests of this project run on
 HOOKS = (
     "nvidia-container-runtime-hook",

@@ -7,15 +7,14 @@ from collections.abc import Callable, Collection, Iterable
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.checks import driver, process
 from sparkd.doctor.facts import Facts, container, engine_processes, fact
-from sparkd.engine.cleaning import GIB, memory_needed
+from sparkd.engine.cleaning import memory_needed
 from sparkd.engine.spec import ContainerState
 from sparkd.host import gpu, killers, memory, pressure, usage, vm
-from sparkd.host.memory import Memory
+from sparkd.host.memory import GIB, MIB, Memory
 from sparkd.model.cluster import DropCaches
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, Layer, Who
 
-MIB = 2**20
 LOW_BYTES = int(2.5 * GIB)  # a healthy head has 4 GiB available under load
 CRITICAL_BYTES = GIB
 PRESSED = 1.0  # per cent of the time in which every process waits for memory

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.facts import Facts, container, engine_processes, fact, launch_id
 from sparkd.engine import cleaning
-from sparkd.engine.spec import LABEL_MANAGED
 from sparkd.host import clock, memory, ports, processes, usage
 from sparkd.host.processes import EngineProcess, is_engine_proper
 from sparkd.model.errors import SparkdError
@@ -61,7 +60,7 @@ def owned(facts: Facts) -> Owned:
     """As the step before a launch judges them (engine/cleaning.py), but without Docker too, as far as that goes."""
     try:
         state = container(facts)
-        ours = [state.id] if state is not None and state.labels.get(LABEL_MANAGED) == "true" else []
+        ours = [state.id] if state is not None and state.made_for(facts.plan.cluster) else []
         asked = True
     except SparkdError:
         ours, asked = [], False
@@ -90,18 +89,11 @@ def judge(
     boot: str,
 ) -> Owned:
     """Pure. `asked`: Docker told which container is ours (`ours`, by id). `blind`: launch ids cannot be read."""
-    stale: list[tuple[EngineProcess, str]] = []
-    foreign: list[EngineProcess] = []
-    undecided: list[EngineProcess] = []
-    for one in found:
-        if launch is not None and one.launch_id == launch:
-            continue
-        why = processes.owned(one, container_ids=ours, our_ports=fixed, listeners=held, boot=boot)
-        if why is not None:
-            stale.append((one, why))
-        elif is_engine_proper(one):
-            (undecided if blind or (one.container_id and not asked) else foreign).append(one)
-    return Owned(tuple(stale), tuple(foreign), tuple(undecided))
+    stale, others = processes.told_apart(
+        found, living_launch=launch, container_ids=ours, our_ports=fixed, listeners=held, boot=boot
+    )
+    undecided = tuple(one for one in others if blind or (one.container_id and not asked))
+    return Owned(tuple(stale), tuple(one for one in others if one not in undecided), undecided)
 
 
 def phase(facts: Facts) -> str:
@@ -194,12 +186,12 @@ def foreign(facts: Facts) -> Answers:
     sizes = {one.pid: one.rss_bytes for one in everybody(facts)}
     resident = sum(sizes.get(one.pid, 0) for one in found)
     evidence = tuple(
-        f"process {one.pid} {one.name}: {sizes.get(one.pid, 0) / cleaning.GIB:.1f} GiB resident, "
+        f"process {one.pid} {one.name}: {sizes.get(one.pid, 0) / memory.GIB:.1f} GiB resident, "
         + (f"container {one.container_id[:12]}" if one.container_id else "in no container")
         for one in found
     )
     says = (
-        f"{_named(found[:3])} {'is' if len(found) == 1 else 'are'} not ours: {resident / cleaning.GIB:.1f} GiB resident"
+        f"{_named(found[:3])} {'is' if len(found) == 1 else 'are'} not ours: {resident / memory.GIB:.1f} GiB resident"
     )
     have = memory.read_memory()
     prevents = not engine_here(facts) and have.available < cleaning.memory_needed(facts.plan, have)

@@ -10,10 +10,10 @@ from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.checks import process
 from sparkd.doctor.facts import Facts, container, fact
 from sparkd.host import login, room, shm
+from sparkd.host.memory import GIB, MIB
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Layer, Who
 
-GIB, MIB = 2**30, 2**20
 SETTLED_S = 10  # a segment younger than this may be in the making
 HEAVY_BYTES = 4 * GIB  # leftovers of this size are what the next launch will miss
 ROOM_MIN_BYTES = GIB  # psm_* are 25 to 250 MB each, NCCL's 10 MB for each pair of ranks

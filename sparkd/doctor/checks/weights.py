@@ -14,7 +14,6 @@ from sparkd.engine.arguments import value_of
 from sparkd.engine.weights import some
 from sparkd.model.finding import Finding, Layer, Verdict
 
-GIB = 2**30
 HUB = "/root/.cache/huggingface/hub"
 
 
