@@ -1,0 +1,89 @@
+"""One line of the fault matrix: what is broken, how it is mended, and what whoever keeps the pair up should make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from tests.lab.pair import NODES, Pair
+
+
+class Expect(StrEnum):
+    """How a case should end. Each is judged by what clients, processes and files show, not by what is claimed."""
+
+    GOES_ON = "goes on"  # the same processes serve; nothing is torn down
+    SERVES_AGAIN = "serves again"  # that launch is over on every node, and a new one answers, without a person
+    BLOCKS = "blocks"  # a person must act and is told so; once mended, it serves again
+
+
+class Load(StrEnum):
+    IDLE = "idle"  # nobody asks until the keeper has had its time; then one user does
+    LOADED = "loaded"  # clients ask without a pause
+
+
+Change = Callable[[Pair, str], None]  # made on the node named
+
+
+def nothing(pair: Pair, node: str) -> None:
+    """Mends what mends itself."""
+
+
+@dataclass(frozen=True)
+class Case:
+    id: str
+    what: str  # for the table: a few words
+    expect: Expect
+    make: Change
+    mend: Change = nothing
+    mend_after_s: float = 0.0  # how long the fault lasts; 0: mended at once after it was made (a kill needs no mending)
+    until_blocked: bool = False  # mended only once it is blocked
+    finding: str = ""  # BLOCKS: the id that a person is told
+    nodes: tuple[str, ...] = NODES
+    loads: tuple[Load, ...] = (Load.IDLE, Load.LOADED)
+    max_s: float = 120.0  # from the fault (GOES_ON: from its mending) to an answer
+    slow: bool = False  # minutes by nature: left to `scripts/faults`
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one case on one node under one load. Seconds since the fault was made; None: it never happened."""
+
+    case: Case
+    node: str
+    load: Load
+    keeper: str
+    ended: str  # an Expect, or what happened instead
+    noticed_s: float | None
+    answers_s: float | None  # a client's request is answered again; 0 where none ever failed
+    answered: int
+    failed: int
+    left_behind: tuple[str, ...]  # processes, segments, containers, units that nobody wants any more
+    says: str = ""  # what the keeper said of it
+
+    @property
+    def good(self) -> bool:
+        return self.ended == self.case.expect and not self.left_behind
+
+
+class Keeper(Protocol):
+    """Who keeps the pair up: sparkd, or the two units of the published deployment."""
+
+    name: str
+    pair: Pair
+
+    def bring_up(self) -> None:
+        """The pair serves, whatever was left by the case before."""
+
+    def launch(self) -> object:
+        """Names the launch that serves now: equal as long as nothing was torn down."""
+
+    def noticed_at(self, since: float) -> float | None:
+        """When it first acted on what was broken after `since` (wall clock, seconds)."""
+
+    def blocked(self) -> str | None:
+        """The id of what it tells a person to mend, where it is waiting for one."""
+
+    def says(self) -> str:
+        """Its last word, for the table."""
