@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from sparkd.model.finding import Finding
 
@@ -130,14 +130,14 @@ class Saved(Frozen):
     """What must survive a restart of the daemon or of the node. Lost or corrupt, it costs at most a restart of the engine."""
 
     boot_id: str = ""  # the boot that wrote it
-    epoch: int = 0
+    epoch: int = Field(default=0, ge=0)
     run: bool = True
     gate: Gate = Gate.ENDED
     profile: str | None = None
     generation: int = 0
     launch_epoch: int | None = None  # the epoch of the living launch, if any
     serving: bool = False
-    restarts_used: int = 0
+    restarts_used: int = Field(default=0, ge=0)
     loss: Loss | None = None
     blocked: Finding | None = None
     blocked_fingerprint: str = ""
