@@ -155,6 +155,13 @@ class Pair:
         self.run(node, f"kill -9 {pids[0]}")
         return pids[0]
 
+    def engine_log(self, node: str, since: float = 0.0) -> str:
+        """What the newest launch that began after `since` (wall clock) has said on this node, read from its disk: empty
+        where there is none yet."""
+        logs = (self.lab.node(node).home / "upper/var/log/sparkd/engine").glob("*.log")
+        newer = [(file.stat().st_mtime, file) for file in logs if file.stat().st_mtime >= since]
+        return max(newer)[1].read_text(errors="replace") if newer else ""
+
     @contextlib.contextmanager
     def traffic(self, *, streams: int = 3, max_s: float = 90, max_tokens: int = 400) -> Iterator[Traffic]:
         """Clients that ask in a loop, bounded in time, until the block ends."""
