@@ -9,7 +9,6 @@ from typing import Protocol
 
 from tests.lab.pair import NODES, Pair
 
-
 BOTH = "both"  # stands for a node where a case strikes all of them; `make` gets it and ignores it
 
 

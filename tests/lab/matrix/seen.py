@@ -1,4 +1,4 @@
-"""What the machine under the lab sees of the nodes: engine processes, and what was left behind. Nothing here is claimed by anybody.
+"""What the machine under the lab sees of the nodes: engine processes, and what was left behind. Nothing here is claimed.
 
 Looked at from outside, through the nodes' cgroups and /proc, so that a node that is off, frozen or busy is seen as well, and
 a look costs milliseconds.
