@@ -17,6 +17,8 @@ NODES = ("spark1", "spark2")
 ENDPOINT = "http://192.168.77.1:8000"
 MODEL = "deepseek-v4-flash"
 SERVES_MAX_S = 120.0
+START_S = 4.0  # of the simulated engine: what is tested is what sparkd does around it
+STOP_SCALE = 0.25  # of what the real one takes to stop
 GB10_START_S = 462.0  # of the 46-shard model, warm: what a scale of 1 takes
 
 T = TypeVar("T")

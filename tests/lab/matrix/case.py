@@ -42,6 +42,7 @@ class Case:
     mend_after_s: float = 0.0  # how long the fault lasts; 0: mended at once after it was made (a kill needs no mending)
     until_blocked: bool = False  # mended only once it is blocked
     until_over: bool = False  # mended only once the launch that it struck is over: a new one would be struck as well
+    lossless: bool = False  # no request may fail
     finding: str = ""  # BLOCKS: the id that a person is told
     nodes: tuple[str, ...] = NODES  # or (BOTH,), where there is no choice
     loads: tuple[Load, ...] = (Load.IDLE, Load.LOADED)
@@ -67,7 +68,8 @@ class Row:
 
     @property
     def good(self) -> bool:
-        return self.ended == self.case.expect and not self.left_behind
+        lost = self.failed if self.case.lossless else 0
+        return self.ended == self.case.expect and not self.left_behind and not lost
 
 
 class Keeper(Protocol):

@@ -245,8 +245,14 @@ CONTAINERS = (
 )  # fmt: skip
 
 AGENTS = (
-    on("agent-kill", "sparkd killed (SIGKILL)", make=agents("kill -s KILL --kill-who=main"), nodes=NODES_AND_BOTH),
-    on("agent-restart", "sparkd restarted", make=agents("restart"), nodes=NODES_AND_BOTH),
+    on(
+        "agent-kill",
+        "sparkd killed (SIGKILL)",
+        make=agents("kill -s KILL --kill-who=main"),
+        nodes=NODES_AND_BOTH,
+        lossless=True,
+    ),
+    on("agent-restart", "sparkd restarted", make=agents("restart"), nodes=NODES_AND_BOTH, lossless=True),
 )
 
 MACHINES = (
@@ -263,11 +269,11 @@ LOADING = (
     again("oom-in-load", "relaunch's rank killed loading weights",
           make=struck_during_load("killed-during-load", _lost_its_rank), mend=fault("killed-during-load", False)),
     again("hang-in-load", "relaunch hangs loading weights", make=struck_during_load("hang-during-load", _loads),
-          mend=fault("hang-during-load", False), until_over=True),
+          mend=fault("hang-during-load", False), until_over=True, max_s=180),
 )  # fmt: skip
 
 LINK = (
-    on("link-2", "link down for 2 s", make=link_down, mend=link_up, mend_after_s=2, nodes=(BOTH,)),
+    on("link-2", "link down for 2 s", make=link_down, mend=link_up, mend_after_s=2, nodes=(BOTH,), lossless=True),
     again("link-20", "link down for 20 s", make=link_down, mend=link_up, mend_after_s=20, nodes=(BOTH,)),
     on("link-20-shipped", f"link down for 20 s, limit {SHIPPED_LINK_LOSS_S} s", nodes=(BOTH,), mend_after_s=20,
        make=with_limits(link_down, link_loss_max_s=SHIPPED_LINK_LOSS_S, canary_max_s=60, hang_max_s=90),
@@ -275,7 +281,8 @@ LINK = (
     again("link-200-shipped", f"link down for 200 s, limit {SHIPPED_LINK_LOSS_S} s", nodes=(BOTH,), mend_after_s=200,
           make=with_limits(link_down, link_loss_max_s=SHIPPED_LINK_LOSS_S, canary_max_s=60, hang_max_s=90),
           mend=lab_limits(link_up, "link_loss_max_s", "canary_max_s", "hang_max_s"), max_s=330, slow=True),
-    on("one-way-2", "what it sends is lost for 2 s", make=fault("one-way"), mend=fault("one-way", False), mend_after_s=2),
+    on("one-way-2", "what it sends is lost for 2 s", make=fault("one-way"), mend=fault("one-way", False), mend_after_s=2,
+       lossless=True),
     again("one-way-20", "what it sends is lost for 20 s", make=fault("one-way"), mend=fault("one-way", False),
           mend_after_s=NETWORK_LOSS_S),
     again("black-hole-20", "black hole for 20 s, carrier on", make=fault("black-hole"), mend=fault("black-hole", False),

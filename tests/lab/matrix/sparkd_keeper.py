@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -100,6 +99,12 @@ class SparkdKeeper:
                     return str(event["says"])
         return ""
 
+    def story(self) -> str:
+        """All events since the fault that was last asked about, for a failure's message."""
+        return "\n".join(
+            f"{event['at'][11:23]} {node} {event['id']}: {event['says']}" for _, node, event in self._told(self._since)
+        )
+
     # --- reading ---
 
     def _file(self, node: str, name: str) -> Path:
@@ -129,8 +134,11 @@ class SparkdKeeper:
             return status if isinstance(status, dict) and "phase" in status else {}
         return {}
 
-    def _events(self, since: float) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Of both nodes, in the order of time, from the files as they lie on the nodes' disks."""
+    def _events(self, since: float) -> list[tuple[float, dict[str, Any]]]:
+        return [(at, event) for at, _, event in self._told(since)]
+
+    def _told(self, since: float) -> list[tuple[float, str, dict[str, Any]]]:
+        """The events of both nodes, in the order of time, from the files as they lie on the nodes' disks."""
         found = []
         for node in NODES:
             for name in ("events.jsonl.1", "events.jsonl"):
@@ -145,8 +153,8 @@ class SparkdKeeper:
                     except (ValueError, LookupError, TypeError):
                         continue
                     if at >= since:
-                        found.append((at, event))
-        return iter(sorted(found, key=lambda pair: pair[0]))
+                        found.append((at, node, event))
+        return sorted(found, key=lambda told: told[0])
 
 
 def _answers(event: dict[str, Any]) -> bool:
