@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sparkd.doctor.redact import redact
+from sparkd.model.redact import redact
 from sparkd.host.samples import Sample
 from sparkd.model.report import Frozen
 

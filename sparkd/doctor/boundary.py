@@ -22,7 +22,7 @@ from sparkd.doctor.boundary_container import hidden, variables
 from sparkd.doctor.boundary_host import Group, digest, file_digest
 from sparkd.doctor.checks import unit, weights
 from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id
-from sparkd.doctor.redact import redact
+from sparkd.model.redact import redact
 from sparkd.engine.process import engine_argv
 from sparkd.engine.weights import host_path
 from sparkd.host import processes

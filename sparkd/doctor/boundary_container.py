@@ -14,7 +14,7 @@ from sparkd.doctor.boundary_host import Group, digest, file_digest
 from sparkd.doctor.checks.docker import info
 from sparkd.doctor.drift import SECRET_MARK
 from sparkd.doctor.facts import Facts, container, fact
-from sparkd.doctor.redact import redact
+from sparkd.model.redact import redact
 from sparkd.engine.build import read_build
 from sparkd.engine.patches import count
 from sparkd.engine.process import SECRET

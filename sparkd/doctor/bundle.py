@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparkd.doctor.checks import unit
 from sparkd.doctor.facts import Facts, container
-from sparkd.doctor.redact import HIDDEN, redact
+from sparkd.model.redact import HIDDEN, redact
 from sparkd.doctor.signatures import Text
 from sparkd.host.files import tail
 from sparkd.model.diagnosis import Diagnosis, Examination

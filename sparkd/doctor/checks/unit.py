@@ -11,7 +11,7 @@ from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no,
 from sparkd.doctor.checks import process
 from sparkd.doctor.facts import Facts, container, engine_processes, fact, launch_id
 from sparkd.doctor.last_boot import last_boot as last_boot  # declared beside what it reads; told with the units
-from sparkd.doctor.redact import redact
+from sparkd.model.redact import redact
 from sparkd.host import execstart, supervisors, units
 from sparkd.host.clock import monotonic
 from sparkd.host.processes import is_engine_proper
