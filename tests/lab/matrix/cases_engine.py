@@ -264,11 +264,11 @@ MACHINES = (
 
 LOADING = (
     *(again(f"killed-at-{phase}", f"relaunch killed at {phase}", make=killed_at(phase)) for phase in PHASES),
-    again("crash-in-load", "relaunch crashes loading weights", make=struck_during_load("crash-during-load", _says_cuda_error),
+    again("crash-in-load", "relaunch crashes in weights", make=struck_during_load("crash-during-load", _says_cuda_error),
           mend=fault("crash-during-load", False)),
-    again("oom-in-load", "relaunch's rank killed loading weights",
+    again("oom-in-load", "relaunch loses a rank in weights",
           make=struck_during_load("killed-during-load", _lost_its_rank), mend=fault("killed-during-load", False)),
-    again("hang-in-load", "relaunch hangs loading weights", make=struck_during_load("hang-during-load", _loads),
+    again("hang-in-load", "relaunch hangs in weights", make=struck_during_load("hang-during-load", _loads),
           mend=fault("hang-during-load", False), until_over=True, max_s=180),
 )  # fmt: skip
 
