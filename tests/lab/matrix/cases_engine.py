@@ -15,6 +15,7 @@ CONTAINER = "vllm_ds4"
 CONFIG = "/etc/sparkd/sparkd.yaml"
 RELAUNCH_MAX_S = 120.0
 SHIPPED_LINK_LOSS_S = 45
+STRIKES_MAX_S = 150.0  # a relaunch, and the lab's load_max_s where only that ends it
 NODES_AND_BOTH = (*NODES, BOTH)
 
 
@@ -194,12 +195,13 @@ def _fresh_top(pair: Pair, node: str) -> bool:
 
 
 def struck_during_load(name: str, sign: Callable[[Pair, str, float], bool]) -> Change:
-    """A fault of the simulated engine that strikes while weights load; over once `sign` shows that it has struck."""
+    """A fault of the simulated engine that strikes the next launch while it loads weights; made once `sign` shows that it
+    has struck."""
 
     def make(pair: Pair, node: str) -> None:
         pair.lab.fault(node, name, True)
         begun = _relaunch(pair)
-        wait_for(f"{name} to strike", lambda: sign(pair, node, begun), max_s=90, every_s=0.05)
+        wait_for(f"{name} to strike", lambda: sign(pair, node, begun), max_s=STRIKES_MAX_S, every_s=0.05)
 
     return make
 
@@ -214,8 +216,9 @@ def _lost_its_rank(pair: Pair, node: str, since: float) -> bool:
     )
 
 
-def _loads(pair: Pair, node: str, since: float) -> bool:
-    return "Starting to load model" in pair.engine_log(node, since)
+def _hung_and_was_ended(pair: Pair, node: str, since: float) -> bool:
+    """It began to load, and somebody ended it: by itself it would never go."""
+    return "Starting to load model" in pair.engine_log(node, since) and not seen.engine(pair.lab.node(node))
 
 
 # --- the cases -----------------------------------------------------------------------------------
@@ -264,12 +267,12 @@ MACHINES = (
 
 LOADING = (
     *(again(f"killed-at-{phase}", f"relaunch killed at {phase}", make=killed_at(phase)) for phase in PHASES),
-    again("crash-in-load", "relaunch crashes loading weights", make=struck_during_load("crash-during-load", _says_cuda_error),
+    again("crash-in-load", "relaunch crashes in weights", make=struck_during_load("crash-during-load", _says_cuda_error),
           mend=fault("crash-during-load", False)),
-    again("oom-in-load", "relaunch's rank killed loading weights",
+    again("oom-in-load", "relaunch loses a rank in weights",
           make=struck_during_load("killed-during-load", _lost_its_rank), mend=fault("killed-during-load", False)),
-    again("hang-in-load", "relaunch hangs loading weights", make=struck_during_load("hang-during-load", _loads),
-          mend=fault("hang-during-load", False), until_over=True, max_s=180),
+    again("hang-in-load", "relaunch hangs in weights", max_s=240,
+          make=struck_during_load("hang-during-load", _hung_and_was_ended), mend=fault("hang-during-load", False)),
 )  # fmt: skip
 
 LINK = (
