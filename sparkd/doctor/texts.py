@@ -206,15 +206,9 @@ def _output(facts: Facts, here: Present) -> list[Reading]:
 
 
 def _journal(facts: Facts, here: Present, lines: int) -> list[Reading]:
-    units = [*OUR_UNITS, *_operator_units(facts)]
+    units = [*OUR_UNITS, *facts.operator_units]
     log = journal(units, boot=0, lines_max=lines, timeout_s=DOOR_MAX_S)
     return list(_in_time(Text(Source.JOURNAL, log, where="journal", node=facts.node), here.journal_since))
-
-
-def _operator_units(facts: Facts) -> list[str]:
-    if facts.settings is None:
-        return []
-    return [each.name for each in facts.settings.operator_units if not each.nodes or facts.node in each.nodes]
 
 
 def _kernel(facts: Facts, here: Present, lines: int) -> list[Reading]:
