@@ -34,7 +34,7 @@ from sparkd.host.clock import boot_id, monotonic
 from sparkd.host.paths import Paths
 from sparkd.model.errors import SparkdError, UsageError
 from sparkd.model.report import Saved, launch_id
-from sparkd.peer.auth import load_keys
+from sparkd.peer.keys import Keyring, load_keys
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def run(configuration_path: Path, node: str | None) -> int:
     configuration = load(configuration_path)
     me = who_am_i(configuration, node)
     paths = Paths.from_environment()
-    keys = load_keys(paths.key) if len(me.names) > 1 else ()
-    asyncio.run(Daemon(me, configuration, paths, keys).run())
+    keyring = Keyring(load_keys(paths.key) if len(me.names) > 1 else ())
+    asyncio.run(Daemon(me, configuration, paths, keyring).run())
     return 0
 
 
@@ -92,8 +92,8 @@ def _epoch_of(id: str | None, boot: str) -> int | None:
 class Daemon:
     """Agent, sources, exchange and the local socket, started and stopped together."""
 
-    def __init__(self, me: Me, configuration: Configuration, paths: Paths, keys: tuple[bytes, ...]) -> None:
-        self._me, self._configuration, self._paths, self._keys = me, configuration, paths, keys
+    def __init__(self, me: Me, configuration: Configuration, paths: Paths, keyring: Keyring) -> None:
+        self._me, self._configuration, self._paths, self._keyring = me, configuration, paths, keyring
 
     async def run(self) -> None:
         store, docker = Store(self._paths), Docker()
@@ -112,7 +112,7 @@ class Daemon:
             self._agent.note("state.corrupt", complaint, alarm=True)
         sources = Sources(self._agent, self._effects, store)
         ourselves = Ourselves(self._configuration.path, self._me.node)
-        self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keys, ourselves)
+        self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keyring, ourselves)
         interface = self._configuration.settings.cluster.link.interface
         sampler = Sampler(self._agent, self._paths, interface, sources.requests)
         baselines = BaselineWriter(self._agent, ourselves, self._paths)
@@ -142,7 +142,7 @@ class Daemon:
         if cluster.size == 1:
             return None
         kind = HeadExchange if self._me.is_head else WorkerExchange
-        return kind(self._agent, cluster, self._keys, self._questions)
+        return kind(self._agent, cluster, self._keyring, self._questions)
 
     # --- what the local socket answers ---
 
