@@ -39,7 +39,8 @@ from sparkd.peer.keys import Keyring, load_keys
 log = logging.getLogger(__name__)
 
 Answer = AsyncIterator[Line]
-MUTATING = frozenset({"start", "stop", "restart", "clean", "throughput"})
+# What members of the group may ask; anything else is root's. A measurement loads the link, so it is not among them.
+LOOKING = frozenset({"status", "watch", "events", "diagnose", "keys"})
 MEASURE_S = 2.0
 
 
@@ -117,7 +118,7 @@ class Daemon:
         sampler = Sampler(self._agent, self._paths, interface, sources.requests)
         baselines = BaselineWriter(self._agent, ourselves, self._paths)
         self._exchange = self._make_exchange()
-        control = ControlServer(self._paths.socket, self._verbs(), MUTATING)
+        control = ControlServer(self._paths.socket, self._verbs(), LOOKING)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -157,6 +158,7 @@ class Daemon:
             "clean": self._clean,
             "diagnose": self._diagnose,
             "throughput": self._throughput,
+            "keys": self._keys,
         }
 
     def _view(self) -> dict[str, Any]:
@@ -210,6 +212,10 @@ class Daemon:
                 yield {"node": node, "absent": found.message}
             else:  # not parsed here: it may be large; without line breaks, for it is one line of the answer
                 yield b'{"node": %s, "diagnosis": %s}' % (json.dumps(node).encode(), found.replace(b"\n", b" "))
+
+    async def _keys(self, request: dict[str, Any]) -> Answer:
+        """Fingerprints: which keys this daemon has, and which the others last signed with."""
+        yield self._keyring.told(name for name in self._me.names if name != self._me.node)
 
     async def _throughput(self, request: dict[str, Any]) -> Answer:
         node, seconds = request.get("node"), request.get("seconds", MEASURE_S)

@@ -90,7 +90,9 @@ def leftovers(segments: Sequence[Segment], *, older_than: float, uid: int = 0) -
 
     Only of user `uid`: the engine runs as root in its container, and other people's programs name theirs alike.
     """
-    return [one for one in segments if one.certain and not one.users and one.uid == uid and one.modified_at < older_than]
+    return [
+        one for one in segments if one.certain and not one.users and one.uid == uid and one.modified_at < older_than
+    ]
 
 
 def remove(segments: Sequence[Segment], proc: Path = procfs.PROC) -> list[Segment]:
