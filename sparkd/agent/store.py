@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sparkd.host.files import write_atomically
-from sparkd.host.paths import Paths
+from sparkd.host.files import whole, write_atomically
+from sparkd.host.paths import PLAN_MAX_BYTES, Paths
+from sparkd.model.outside import parsed
 from sparkd.model.plan import ClusterPlan
 from sparkd.model.report import Saved
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
 
+STEP_MAX_S = 7 * 86400.0  # no step of a launch takes longer
+
 
 def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:
     """The file's content, or None with a sentence where there is one that cannot be used."""
     try:
-        return model.model_validate_json(path.read_bytes()), ""
+        return model.model_validate_json(whole(path, PLAN_MAX_BYTES)), ""
     except FileNotFoundError:
         return None, ""
     except (OSError, ValidationError) as error:
@@ -56,10 +60,12 @@ class Store:
     def load_learned(self) -> dict[str, float]:
         """Seconds that each step of the last good launch took on this node; empty where nothing is known."""
         try:
-            learned = json.loads(self._paths.learned.read_text())
-            return {str(step): float(seconds) for step, seconds in learned.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            learned = parsed(whole(self._paths.learned))
+            durations = {str(step): float(seconds) for step, seconds in learned.items()}
+        except (OSError, ValueError, AttributeError, TypeError, OverflowError):
             return {}
+        known = all(math.isfinite(seconds) and 0 <= seconds <= STEP_MAX_S for seconds in durations.values())
+        return durations if known else {}
 
     def save_learned(self, durations: dict[str, float]) -> None:
         write_atomically(self._paths.learned, json.dumps(durations))

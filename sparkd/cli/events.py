@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,11 @@ import click
 
 from sparkd.cli import daemon, output
 from sparkd.model.errors import UnreachableError
+from sparkd.model.outside import parsed
 
 Event = dict[str, Any]
+
+READ_MAX_BYTES = 2 << 20  # the daemon turns its file over at one
 
 
 @click.command()
@@ -55,16 +57,17 @@ def _say(event: Event, as_json: bool, paint: Any) -> None:
 
 def _on_disk(count: int) -> Iterator[Event]:
     """The last events that the daemon wrote; nothing where they cannot be read. A line cut short is left out."""
+    from sparkd.host.files import tail
     from sparkd.host.paths import Paths
 
     path: Path = Paths.from_environment().events
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = tail(path, READ_MAX_BYTES).splitlines()
     except OSError:
         return
     for text in lines[-count:] if count else []:
         try:
-            event = json.loads(text)
+            event = parsed(text)
         except ValueError:
             continue
         if isinstance(event, dict) and "says" in event and "id" in event:

@@ -22,13 +22,13 @@ from sparkd.doctor.boundary_container import hidden, variables
 from sparkd.doctor.boundary_host import Group, digest, file_digest
 from sparkd.doctor.checks import unit, weights
 from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id
-from sparkd.model.redact import redact
 from sparkd.engine.process import engine_argv
 from sparkd.engine.weights import host_path
 from sparkd.host import processes
 from sparkd.host.clock import boot_id, monotonic
 from sparkd.model.diagnosis import Boundary
 from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.redact import redact
 
 VALUE_MAX_CHARS = 4096
 

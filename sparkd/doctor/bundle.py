@@ -14,11 +14,11 @@ from pathlib import Path
 
 from sparkd.doctor.checks import unit
 from sparkd.doctor.facts import Facts, container
-from sparkd.model.redact import HIDDEN, redact
 from sparkd.doctor.signatures import Text
 from sparkd.host.files import tail
 from sparkd.model.diagnosis import Diagnosis, Examination
 from sparkd.model.errors import SparkdError
+from sparkd.model.redact import HIDDEN, redact
 
 FILE_MAX_BYTES = 2 << 20  # of each, its end
 READ_MAX_FACTOR = 2  # so much is cleaned before it is cut: what begins before the cut (a private key) is seen whole

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from sparkd.doctor.catalogue import Record, record
 from sparkd.doctor.normalise import Lines, normalise, without_prefix
-from sparkd.model.redact import redact
 from sparkd.doctor.signatures import READY, Text, classify
 from sparkd.model.diagnosis import Incident, Kind, Source
 from sparkd.model.finding import Cure, Finding, Verdict, Who
+from sparkd.model.redact import redact
 
 _EVIDENCE_MAX_CHARS = 300
 _PYTHON_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception): .")

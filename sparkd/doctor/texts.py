@@ -5,7 +5,6 @@ Each source has its own limit and is read beside the others; one that cannot be 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,9 +17,11 @@ from sparkd.doctor.facts import DOOR_MAX_S, Facts, container
 from sparkd.doctor.signatures import Text
 from sparkd.doctor.timeline import BEFORE_S, Event, Launch, Present, present, split
 from sparkd.host import clock
+from sparkd.host.files import opened
 from sparkd.host.kernel_log import journal, kernel_log, pstore
 from sparkd.model.diagnosis import Source
 from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.outside import parsed
 
 HEAD_BYTES = 64 * 1024
 TAIL_BYTES = 256 * 1024
@@ -102,7 +103,7 @@ def gather(facts: Facts, thorough: bool = False, *, limit_s: float = DOOR_MAX_S)
 def events(path: Path) -> list[Event]:
     """The daemon's last events, oldest first; none where they cannot be read."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             _seek_to_last(file, EVENTS_MAX_BYTES)
             lines = file.read(EVENTS_MAX_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
@@ -112,7 +113,7 @@ def events(path: Path) -> list[Event]:
 
 def _event(line: str) -> Event | None:
     try:
-        event = json.loads(line)
+        event = parsed(line)
     except ValueError:
         return None
     return event if isinstance(event, dict) else None
@@ -171,7 +172,7 @@ def read_ends(path: Path, head_bytes: int, tail_bytes: int) -> tuple[str, int, i
 
     A start that completed in what is left out stays to be seen: what went wrong before it is history.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         if size <= head_bytes + tail_bytes:

@@ -11,12 +11,12 @@ from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no,
 from sparkd.doctor.checks import process
 from sparkd.doctor.facts import Facts, container, engine_processes, fact, launch_id
 from sparkd.doctor.last_boot import last_boot as last_boot  # declared beside what it reads; told with the units
-from sparkd.model.redact import redact
 from sparkd.host import execstart, supervisors, units
 from sparkd.host.clock import monotonic
 from sparkd.host.processes import is_engine_proper
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Layer, Who
+from sparkd.model.redact import redact
 
 AGENT, ENGINE, READY = "sparkd.service", "sparkd-engine.service", "sparkd-ready.service"
 OUR_UNITS = (AGENT, ENGINE)
