@@ -15,6 +15,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
 from sparkd.host import clock, memory, ports, processes, shm
+from sparkd.host.files import text
 from sparkd.host.memory import GIB, MIB
 from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
@@ -80,8 +81,10 @@ def launch_by_unit(launch_file: Path, *, timeout_s: float = 10) -> str | None:
     Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
     """
     try:
-        lines = shlex.split(launch_file.read_text())
-    except (FileNotFoundError, PermissionError):
+        lines = shlex.split(text(launch_file))
+    except ValueError:  # not as sparkd writes it
+        lines = []
+    if not lines:
         return None
     launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
     try:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+PLAN_MAX_BYTES = 8 << 20  # a plan holds its scripts, and a recipe may have a megabyte
+
 
 @dataclass(frozen=True)
 class Paths:

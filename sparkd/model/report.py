@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from sparkd.model.fields import Count, Measure, Shown, Word
 from sparkd.model.finding import Finding
-from sparkd.model.outside import Count, Measure, Shown, Word
 
 
 class Frozen(BaseModel):
