@@ -128,7 +128,11 @@ def autopsy(log_file: Path, rank: int) -> Finding:
 
 
 def keep_newest(directory: Path, count: int) -> None:
-    """One log file a launch; the oldest go."""
+    """One log file a launch; the oldest go, with what was taken out of them (engine_log.py)."""
     files = sorted(directory.glob("*.log"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files[count:]:
         file.unlink(missing_ok=True)
+    kept = {file.name for file in files[:count]}
+    for file in directory.glob("*.log.*"):  # what a log that grew too large was relieved of
+        if file.name.partition(".log.")[0] + ".log" not in kept:
+            file.unlink(missing_ok=True)

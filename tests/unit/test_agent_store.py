@@ -88,3 +88,12 @@ def test_only_the_newest_engine_logs_are_kept(tmp_path: Path) -> None:
         os.utime(file, (number, number))
     keep_newest(tmp_path, 2)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["aa-3.log", "aa-4.log"]
+
+
+def test_what_was_taken_out_of_a_large_log_goes_with_it(tmp_path: Path) -> None:
+    for number in range(4):
+        for name in (f"aa-{number}.log", f"aa-{number}.log.1"):
+            (tmp_path / name).write_text("x")
+            os.utime(tmp_path / name, (number, number))
+    keep_newest(tmp_path, 2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["aa-2.log", "aa-2.log.1", "aa-3.log", "aa-3.log.1"]
