@@ -52,13 +52,8 @@ def children(pid):
     return sum(len(text(file).split()) for file in glob.glob(f"/proc/{pid}/task/*/children"))
 
 def switches(pid):
-    found = 0
-    for file in glob.glob(f"/proc/{pid}/task/*/status"):
-        try:
-            found += sum(int(line.split()[1]) for line in text(file).splitlines() if line.startswith("voluntary_ctxt"))
-        except OSError:
-            pass  # a thread that ended since
-    return found
+    # Of the thread that turns the loop: those of threads that end cannot be summed up.
+    return sum(int(line.split()[1]) for line in text(f"/proc/{pid}/status").splitlines() if line.startswith("voluntary_ctxt"))
 
 def daemon(pid):
     rollup, words = kib(f"/proc/{pid}/smaps_rollup"), text(f"/proc/{pid}/stat").rpartition(")")[2].split()
@@ -155,7 +150,7 @@ GAUGES = (
     Gauge("child processes", "", 0.5, "children"),
     Gauge("CPU share", "%", 0.3, "cpu_s", rate_of="counter", scale=100.0),
     Gauge("CPU share of its children", "%", 0.5, "children_cpu_s", rate_of="counter", scale=100.0),
-    Gauge("wake-ups", "/s", 2.0, "switches", rate_of="counter"),
+    Gauge("wake-ups of its loop", "/s", 2.0, "switches", rate_of="counter"),
     Gauge("processes of sparkd", "", 0.5, "sparkd_processes", lives="boot"),
     Gauge("processes on the node", "", 2.0, "processes", lives="boot"),
     Gauge("zombies", "", 0.5, "zombies", lives="boot"),
@@ -193,7 +188,7 @@ def points(gauge: Gauge, readings: Sequence[Reading]) -> list[Point]:
         t_s = float(reading["t"])
         if not gauge.rate_of:
             found.append(Point(t_s, life, now * gauge.scale))
-        elif before is not None and before[1] == life and t_s > before[0]:
+        elif before is not None and before[1] == life and t_s > before[0] and now >= before[2]:
             found.append(Point(t_s, life, (now - before[2]) / (t_s - before[0]) * gauge.scale))
         before = (t_s, life, now)
     return found

@@ -11,7 +11,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -129,10 +129,12 @@ HARD_BLOWS = (  # and does not through these
 )
 
 
-def plan(minutes: float, every_s: float) -> list[Blow]:
-    """One blow each `every_s`. Those that end a daemon come in the first quarter and at the very end: a leak needs a long
-    life to show itself."""
+def plan(minutes: float, every_s: float, blows: Sequence[Blow] | None = None) -> list[Blow]:
+    """One blow each `every_s`; of all of them, or of `blows` in turn. Those that end a daemon come in the first quarter and
+    at the very end: a leak needs a long life to show itself."""
     slots = max(0, int(minutes * 60 / every_s) - 1)
+    if blows is not None:
+        return [blows[n % len(blows)] for n in range(slots)]
     hard = [HARD_BLOWS[n % len(HARD_BLOWS)] for n in range(slots // 4)]
     rest = [BLOWS[n % len(BLOWS)] for n in range(slots - len(hard))]
     return [*hard[:-1], *rest, *hard[-1:]]
@@ -258,7 +260,7 @@ class Soaking:
         self.note("blow", name=blow.name, took_s=round(took_s, 1))
 
 
-def run(pair: Pair, *, minutes: float, every_s: float, record: TextIO) -> Soak:
+def run(pair: Pair, *, minutes: float, every_s: float, record: TextIO, blows: Sequence[Blow] | None = None) -> Soak:
     """Serve for so long, with one fault each `every_s`."""
     soak = Soak(minutes, every_s)
     soaking = Soaking(pair, soak, record)
@@ -267,7 +269,7 @@ def run(pair: Pair, *, minutes: float, every_s: float, record: TextIO) -> Soak:
     began = time.monotonic()
     soaking.note("begun", minutes=minutes, every_s=every_s)
     with soaking.around():
-        for number, blow in enumerate(plan(minutes, every_s), 1):
+        for number, blow in enumerate(plan(minutes, every_s, blows), 1):
             time.sleep(max(0.0, began + number * every_s - time.monotonic()))
             soaking.blow(blow)
         time.sleep(max(0.0, began + minutes * 60 - time.monotonic()))
