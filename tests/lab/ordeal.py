@@ -23,6 +23,7 @@ HEAD = NODES[0]
 BLOCKED_FOR_GOOD_S = 40.0  # a blocked node looks again every 2 s: what is mended unblocks it within this
 SERVES_STEADILY_S = 4.0
 STRIKE_MAX_S = 300.0
+SAYS_MAX_CHARS = 300
 CRASH_LOOP = "engine.crash-loop"
 
 
@@ -136,7 +137,7 @@ class Ordeal:
         try:
             change(self._pair, node)
         except (LabError, OSError) as error:
-            came = f" (could not: {str(error).splitlines()[0][:160]})"
+            came = f" (could not: {str(error).splitlines()[-1][:160]})"
         self._outcome.struck.append(f"{at} {what}{came}")
 
     def _resume(self) -> None:
@@ -253,7 +254,9 @@ class Ordeal:
             with contextlib.suppress(Exception):
                 start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 2))
                 lines += [
-                    f"{e['at'][11:23]} {e['id']}: {e['says']}" for e in self._pair.events(node) if e["at"] >= start
+                    f"{e['at'][11:23]} {e['id']}: {e['says'][:SAYS_MAX_CHARS]}"
+                    for e in self._pair.events(node)
+                    if e["at"] >= start
                 ]
         return "\n".join(lines)
 
