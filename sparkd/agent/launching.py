@@ -150,6 +150,9 @@ def keep_newest(directory: Path, count: int, current: Path) -> None:
         others = [file for file in directory.glob("*.log") if file != current]
         for file in sorted(others, key=lambda file: _age(file, current), reverse=True)[max(0, count - 1) :]:
             file.unlink(missing_ok=True)
+        for file in directory.glob("*.log.*"):  # what a log that grew too large was relieved of (engine_log.py)
+            if not file.with_name(file.name.partition(".log.")[0] + ".log").exists():
+                file.unlink(missing_ok=True)
 
 
 def _age(log_file: Path, current: Path) -> tuple[int, float]:

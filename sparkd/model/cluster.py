@@ -109,6 +109,7 @@ class Settings(Strict):
     drop_caches: DropCaches = DropCaches.ALWAYS
     operator_units: tuple[OperatorUnit, ...] = ()
     launches_kept: int = Field(default=10, ge=1)  # engine logs kept, one file per launch
+    engine_log_max_mib: int = Field(default=64, ge=1)  # of one launch's log, and of the older part kept beside it
     limits: Limits = Limits()
 
     @model_validator(mode="after")
