@@ -180,8 +180,7 @@ class WorkerExchange(Listening):
                 await asyncio.gather(exchanging, changing, return_exceptions=True)
 
     def _report(self) -> Report:
-        state = self._agent.state
-        return control.report(state).model_copy(update={"reason": control.reason(state, monotonic())})
+        return control.report_now(self._agent.state, monotonic())
 
     async def _silent(self, reach: str, finding: Finding | None = None) -> int:
         self._agent.post(Silent(0, reach, finding))

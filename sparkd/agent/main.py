@@ -115,6 +115,7 @@ class Daemon:
         self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keys, ourselves)
         interface = self._configuration.settings.cluster.link.interface
         sampler = Sampler(self._agent, self._paths, interface, sources.requests)
+        sources.gpu = sampler.gpu
         baselines = BaselineWriter(self._agent, ourselves, self._paths)
         self._exchange = self._make_exchange()
         control = ControlServer(self._paths.socket, self._verbs(), MUTATING)
