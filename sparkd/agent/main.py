@@ -117,6 +117,7 @@ class Daemon:
         self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keyring, ourselves)
         interface = self._configuration.settings.cluster.link.interface
         sampler = Sampler(self._agent, self._paths, interface, sources.requests)
+        sources.gpu = sampler.gpu
         baselines = BaselineWriter(self._agent, ourselves, self._paths)
         log_limit = EngineLogLimit(self._agent, self._paths, self._configuration.settings.engine_log_max_mib << 20)
         self._exchange = self._make_exchange()

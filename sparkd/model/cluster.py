@@ -60,7 +60,11 @@ class Limits(Strict):
     stop_grace_s: float = Field(default=20, gt=0)  # a headless worker needs 11 to 12 s (FIELD.md), then SIGKILL
     canary_interval_s: float = Field(default=60, gt=0)  # an idle endpoint is asked this often
     canary_max_s: float = Field(default=60, gt=0)  # one canary's answer
-    hang_max_s: float = Field(default=90, gt=0)  # frozen counters with work waiting, before the engine counts as hung
+    hang_max_s: float = Field(default=90, gt=0)  # work waits, nothing moves, and a second signal says so: a hang
+    # The same where nothing can be read either way: longer than the longest step that vLLM itself allows (300 s by default,
+    # VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS: then it ends by itself and says why) and than a prefill of 190K tokens (238 s).
+    hang_blind_max_s: float = Field(default=360, gt=0)
+    work_max_s: float = Field(default=1800, gt=0)  # nothing counted for so long is a hang, whatever looks like work
     hold_s: float = Field(default=300, gt=0)  # serving this long refills the budget and makes the launch a baseline
     restarts_max: int = Field(default=6, ge=1)  # lost epochs before sparkd blocks itself
     backoff_first_s: float = Field(default=0, ge=0)  # the first relaunch is immediate
