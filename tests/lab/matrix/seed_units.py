@@ -208,6 +208,13 @@ class SeedUnits:
     def blocked(self) -> None:
         """They never wait for a person, and never tell one what to do."""
 
+    def settled(self) -> bool:
+        """What they have begun is in processes: there is nothing else to wait for."""
+        return True
+
+    def story(self) -> str:
+        return self.says()
+
     def says(self) -> str:
         return "; ".join(f"{ROLES[node]}: {self.state(node)}" for node in NODES)
 
