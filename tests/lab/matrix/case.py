@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -65,6 +65,7 @@ class Row:
     failed: int
     left_behind: tuple[str, ...]  # processes, segments, containers, units that nobody wants any more
     says: str = ""  # what the keeper said of it
+    story: str = field(default="", repr=False)  # all that it said meanwhile, for whoever looks for the reason
 
     @property
     def good(self) -> bool:
@@ -95,3 +96,6 @@ class Keeper(Protocol):
 
     def says(self) -> str:
         """Its last word, for the table."""
+
+    def story(self) -> str:
+        """All that it said since the fault that `noticed_at` was last asked about."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab.config import LIMITS
 from tests.lab.matrix import seen
@@ -84,15 +85,9 @@ def _main_pid(pair: Pair, node: str) -> str:
 
 
 def reboot(pair: Pair, node: str) -> None:
-    for n in nodes_of(node):
-        pair.run(n, "systemctl --no-block reboot")  # both go down together
-    for n in nodes_of(node):
-        wait_for(
-            f"{n} to go down",
-            lambda n=n: pair.lab.node(n).state() in ("stopping", "booting", "off", "starting"),
-            max_s=60,
-        )
-        pair.lab.node(n).wait_booted(limit_s=120)
+    with ThreadPoolExecutor() as pool:  # both go down together
+        for booted in [pool.submit(pair.lab.node(n).reboot) for n in nodes_of(node)]:
+            booted.result()
 
 
 def power_cut(pair: Pair, node: str) -> None:

@@ -88,6 +88,7 @@ def run(case: Case, node: str, load: Load, keeper: Keeper) -> Row:
         failed=sum(bool(request.wrong) for request in requests),
         left_behind=left,
         says=keeper.says(),
+        story=keeper.story(),
     )
 
 
