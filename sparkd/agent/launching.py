@@ -26,6 +26,8 @@ UNIT_JOB_MAX_S = 30.0
 AUTOPSY_MAX_S = 10.0  # it takes half a second
 LOG_SETTLES_S = 0.2
 
+LOG_DIRECTORY_MODE, LOG_MODE = 0o750, 0o640  # `sparkd logs` is for members of the unit's group too
+
 
 def api_key(plan: Plan) -> str | None:
     """The key that clients must show, from the node's own file; never from an argument."""
@@ -57,7 +59,9 @@ def stage(plan: Plan, docker: Docker) -> str:
 def start(plan: Plan, launch_id: str, launch_file: Path, log_file: Path) -> None:
     """Write what the unit reads, and start it. The launch id is an argument of the script, not a part of it."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file.parent.chmod(LOG_DIRECTORY_MODE)
     log_file.write_bytes(b"")  # a node that lost its state may give a number again: no autopsy reads an older log
+    log_file.chmod(LOG_MODE)
     variables = {
         "SPARKD_CONTAINER": plan.container.name,
         "SPARKD_SCRIPT": plan.script_path,
