@@ -221,10 +221,6 @@ class SeedUnits:
     def blocked(self) -> None:
         """They never wait for a person, and never tell one what to do."""
 
-    def settled(self) -> bool:
-        """What they have begun is in processes: there is nothing else to wait for."""
-        return True
-
     def story(self) -> str:
         return self.says()
 
