@@ -255,9 +255,9 @@ class Soaking:
             said = str(error)
             say(f"{blow.name}: {said.splitlines()[0]}")
             self._soak.complaints.append(f"{blow.name}: {said}")
-        took_s = time.monotonic() - began
+        took_s = round(time.monotonic() - began, 1)
         self._soak.blows.append((at, blow.name, took_s))
-        self.note("blow", name=blow.name, took_s=round(took_s, 1))
+        self.note("blow", begun=at, name=blow.name, took_s=took_s)
 
 
 def run(pair: Pair, *, minutes: float, every_s: float, record: TextIO, blows: Sequence[Blow] | None = None) -> Soak:
@@ -295,7 +295,7 @@ def recorded(lines: TextIO) -> Soak:
             case "reading":
                 soak.readings.append(told)
             case "blow":
-                soak.blows.append((told["at"], told["name"], told["took_s"]))
+                soak.blows.append((told.get("begun", told["at"]), told["name"], told["took_s"]))
             case "over":
                 for name in ("answered", "failed", "polled", "unpolled", "doctors", "complaints"):
                     setattr(soak, name, told[name])

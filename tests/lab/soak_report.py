@@ -10,7 +10,7 @@ from .gauges import GAUGES, Gauge, Reading
 from .places import NODES
 from .soak import Soak
 
-WARM_UP_S = 180.0  # of each life: imports, caches, the first doctor
+WARM_UP_S = 600.0  # of each life: imports, caches, and some launches, until the heap has found its size
 SETTLED = 0.5  # of the soak: by then ten launches have left their logs and five their baselines, as many as are kept
 HEADING = "## Soak"
 
@@ -97,7 +97,7 @@ def section(soak: Soak, machine: str) -> str:
             f"Written by `scripts/bench --soak {soak.minutes:g} --write`: {soak.minutes:g} minutes in the lab, {machine}.",
             "Read from outside every 10 s on both nodes. First → last third (medians), lowest and highest of all readings;",
             "the slope an hour by least squares with twice its standard error, within each life of the daemon (or boot) after",
-            "3 minutes; what belongs to the node alone: over the second half. Flat: slope and error stay within the tolerance.",
+            "10 minutes; what belongs to the node alone: over the second half. Flat: slope and error stay within the tolerance.",
             "",
             *table(soak),
             "",

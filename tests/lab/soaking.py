@@ -90,7 +90,10 @@ def endure_all(pair: Pair, schedules: Sequence[Schedule], real: bool, record: Te
     bad = 0
     ends: dict[str, int] = {}
     for one in schedules:
-        outcome = ordeal.endure(pair, one, real_engine=real)
+        try:
+            outcome = ordeal.endure(pair, one, real_engine=real)
+        except LabError as error:  # of the lab, which says nothing of the pair
+            outcome = ordeal.Outcome(one, ended="the lab failed", complaints=[str(error)])
         print(outcome, flush=True)
         record.write(ordeal.as_json(outcome) + "\n")
         record.flush()

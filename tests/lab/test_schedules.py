@@ -13,6 +13,8 @@ from tests.lab.pair import Pair
 KINDS = breakages.kinds(breakages.catalogue(real_engine=False))
 SEEDS = (3,)
 
+CRASH_LOOP = "after 0 s  crash-every-request on spark1 for 100 s"
+
 REGRESSIONS: dict[str, str] = {}
 
 
@@ -22,11 +24,16 @@ def test_a_random_schedule(pair: Pair, seed: int) -> None:
     assert outcome.good, str(outcome)
 
 
-@pytest.mark.skipif(not REGRESSIONS, reason="no schedule has found anything yet")
-@pytest.mark.parametrize("name", REGRESSIONS)
-def test_what_once_went_wrong(pair: Pair, name: str) -> None:
-    outcome = ordeal.endure(pair, schedule.parse(REGRESSIONS[name], sorted(KINDS)))
+@pytest.mark.parametrize("text", REGRESSIONS.values(), ids=REGRESSIONS)
+def test_what_once_went_wrong(pair: Pair, text: str) -> None:
+    outcome = ordeal.endure(pair, schedule.parse(text, sorted(KINDS)))
     assert outcome.good, str(outcome)
+
+
+def test_an_engine_that_dies_again_and_again_ends_in_a_blocked_that_is_true(pair: Pair) -> None:
+    outcome = ordeal.endure(pair, schedule.parse(CRASH_LOOP, sorted(KINDS)))
+    assert outcome.good, str(outcome)
+    assert outcome.ended == "blocked: engine.crash-loop"
 
 
 def test_a_broken_promise_is_seen(pair: Pair) -> None:
