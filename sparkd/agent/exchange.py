@@ -187,8 +187,7 @@ class WorkerExchange(Listening):
                 await asyncio.gather(exchanging, changing, return_exceptions=True)
 
     def _report(self) -> Report:
-        state = self._agent.state
-        return control.report(state).model_copy(update={"reason": control.reason(state, monotonic())})
+        return control.report_now(self._agent.state, monotonic())
 
     async def _reach(self) -> str:
         """Of a head that did not answer. Where its kernel still takes a connection, its agent stands still or hangs: its

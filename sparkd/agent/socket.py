@@ -261,7 +261,8 @@ def _give(path: Path, group: str) -> None:
     if id is None:
         return
     try:
-        os.chown(path, -1, id)  # needs no capability: the unit's group is this one
+        if path.stat().st_gid != id:  # the unit's group is this one: then it is the group's already
+            os.chown(path, -1, id)
         path.chmod(0o660)
     except PermissionError:
         log.warning("members of the group %s cannot ask this sparkd: %s stays root's", group, path)

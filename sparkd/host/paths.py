@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-PLAN_MAX_BYTES = 8 << 20  # a plan holds its scripts, and a recipe may have a megabyte
+PLAN_MAX_BYTES = 8 << 20  # a plan holds the script of each rank
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ _UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\
 # fmt: off
 _SUSPECT = (
     "key", "token", "secret", "passw", "passphrase", "pwd", "credential", "authorization", "bearer", "cookie", "://",
-    "sig=", "signature=",
-    "sk-", "hf_", "api_org_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "nvapi-", "xox", "dckr_pat_",
-    "pypi-", "akia", "asia", "aiza", "wandb_", "eyj",
+    "sig=", "signature=", "sk-", "hf_", "api_org_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-",
+    "nvapi-", "xox", "dckr_pat_", "pypi-", "akia", "asia", "aiza", "wandb_", "eyj",
 )
 # fmt: on
 

@@ -113,6 +113,7 @@ def make(path: Path) -> bytes:
             path.parent.mkdir(parents=True)
             path.parent.chmod(DIRECTORY_MODE)
         write_atomically(beside, f"{key}\n", mode=KEY_MODE)
+        beside.chmod(KEY_MODE)  # whatever the umask
         try:
             os.link(beside, path)  # unlike a rename, it takes no other file's place
         finally:

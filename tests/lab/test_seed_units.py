@@ -19,10 +19,10 @@ def test_the_published_units_serve_restart_and_leave_the_lab_to_sparkd(pair: Pai
         killed_at = time.time()
         pair.kill("spark2", "rank")
         wait_for("restart of the worker's unit", lambda: units.noticed_at(killed_at), max_s=30)
-        wait_for("new launch that answers", lambda: units.answers() and units.launch() != before, max_s=150)
+        wait_for("new launch that answers", lambda: units.launch() not in (None, before) and units.answers(), max_s=150)
 
         units.bring_up()  # whatever that left
-        assert all(units.processes(node) for node in NODES)
+        assert units.launch() is not None and units.settled()
 
     for node in NODES:
         assert not pair.engine(node)

@@ -428,8 +428,7 @@ def as_planned(facts: Facts) -> Answers:
 
 def url(plan: Plan) -> str:
     """Where this node asks its own endpoint."""
-    host = f"[{plan.api_host}]" if ":" in plan.api_host else plan.api_host
-    return f"http://{host}:{plan.api_port}"
+    return plan.api_url
 
 
 def key(plan: Plan) -> str | None:

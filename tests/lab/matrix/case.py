@@ -43,6 +43,7 @@ class Case:
     until_blocked: bool = False  # mended only once it is blocked
     until_over: bool = False  # mended only once the launch that it struck is over: a new one would be struck as well
     lossless: bool = False  # no request may fail
+    of_sparkd: bool = False  # breaks sparkd itself or its limits: another keeper has nothing of it
     finding: str = ""  # BLOCKS: the id that a person is told
     nodes: tuple[str, ...] = NODES  # or (BOTH,), where there is no choice
     loads: tuple[Load, ...] = (Load.IDLE, Load.LOADED)

@@ -98,10 +98,11 @@ def chosen(options: argparse.Namespace) -> list[catalogue.Combination]:
 
 def measured(options: argparse.Namespace, keepers: Sequence[str]) -> Iterator[Row]:
     """Each combination under each keeper; one line of progress for each."""
-    combinations = chosen(options)
+    every = chosen(options)
     done, rows, began = 0, [], time.monotonic()
     for keeper in keepers:
         name = NAMES[keeper]
+        combinations = [each for each in every if keeper == "sparkd" or not each[0].of_sparkd]
         say(f"{keeper}: {len(combinations)} rows in {options.labs} lab{'s' if options.labs > 1 else ''}")
         say(table.heading([name])[1])
         with several.measured(
@@ -112,7 +113,7 @@ def measured(options: argparse.Namespace, keepers: Sequence[str]) -> Iterator[Ro
                 rows.append(row)
                 minutes = (time.monotonic() - began) / 60
                 told = table.line([row], colours=sys.stderr.isatty())
-                say(f"{told}  [{done}/{len(combinations) * len(keepers)}, {minutes:.0f} min]")
+                say(f"{told}  [{done}/{len(every) * len(keepers)}, {minutes:.0f} min]")
                 for note in table.notes([row]):
                     say(f"    {note}")
                 if options.json:

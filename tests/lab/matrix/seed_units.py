@@ -15,17 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from tests.lab import faults, network
 from tests.lab.container_image import REFERENCE
 from tests.lab.host import LabError
+from tests.lab.matrix import seen
 from tests.lab.pair import NODES, Pair, wait_for
-from tests.lab.places import lan_address
+from tests.lab.places import LINK_MTU, lan_address
 
 SEED = Path(__file__).parent / "seed"
 CONTAINER = "vllm_ds4"
 ROLES = dict(zip(NODES, ("head", "worker"), strict=True))
 UNITS = "/etc/systemd/system"
 SCRIPTS = "/home/milo/vllm-scripts"  # where they are kept, to be copied into the container
-BRING_UP_MAX_S = 180.0
+PASSING = ("activating", "deactivating", "reloading")
+STARTS_S = 60.0  # what a start of the units takes beside the engine's
 US_PER_S = 1_000_000
 
 
@@ -87,6 +90,15 @@ def wall_clock(timestamp: str) -> float | None:
     return None
 
 
+def mend_everything(pair: Pair) -> None:
+    """The lab as it was before any fault."""
+    for node in pair.lab.nodes:
+        node.power_on()
+        faults.mend_all(node)
+    network.set_link(pair.lab.places, carrier=True)
+    network.set_mtu(pair.lab.places, LINK_MTU)
+
+
 class SeedUnits:
     """A keeper (`tests/lab/matrix/case.py`): the published units. sparkd is stopped and disabled between install and remove."""
 
@@ -96,6 +108,7 @@ class SeedUnits:
         """`script`: a node's launch script, where the model is not the published one."""
         self.pair, self.image = pair, image
         self.script = script or (lambda node: adapted(f"vllm-{ROLES[node]}.sh"))
+        self.up_max_s = pair.serves_max_s + STARTS_S
         self.brought_up: object = None
 
     def __enter__(self) -> SeedUnits:
@@ -145,10 +158,9 @@ class SeedUnits:
 
     def bring_up(self) -> None:
         """What a person does by the published notes: stop, clean up, make the container anew, start both units."""
-        if self.brought_up is not None and self.launch() == self.brought_up and self.answers():
+        mend_everything(self.pair)
+        if self.brought_up is not None and self.launch() == self.brought_up and self.settled() and self.answers():
             return
-        for node in NODES:
-            self.pair.lab.node(node).power_on()
         for node in NODES:
             self.stop(node)
         for node in NODES:
@@ -157,7 +169,7 @@ class SeedUnits:
             self.pair.run(
                 node, f"systemctl reset-failed {unit(node)}; systemctl start --no-block {unit(node)}", check=False
             )
-        wait_for(f"answer from the published units ({self.says()})", self.answers, max_s=BRING_UP_MAX_S)
+        wait_for("answer from the published units", lambda: self.launch() and self.answers(), max_s=self.up_max_s)
         self.brought_up = self.launch()
 
     def stop(self, node: str) -> None:
@@ -177,14 +189,15 @@ class SeedUnits:
         return False
 
     def launch(self) -> object:
-        """The engine's processes on both nodes, told from those of another boot. A node that is off has none."""
-        return tuple(self.processes(node) for node in NODES)
+        """The processes of both ranks, where all of them live and the endpoint listens."""
+        engines = seen.engines(self.pair)
+        if not seen.is_whole(engines) or not seen.listens(self.pair.lab.node(NODES[0])):
+            return None
+        return engines
 
-    def processes(self, node: str) -> tuple[str, ...]:
-        with contextlib.suppress(LabError):
-            boot = self.pair.lab.node(node).boot_id()
-            return tuple(f"{boot}:{pid}" for pid in sorted(self.pair.engine(node)))
-        return ()
+    def settled(self) -> bool:
+        """Neither unit is on its way anywhere; one that waits for its 30 s is."""
+        return not any(state.split()[0] in PASSING for state in map(self.state, NODES))
 
     def noticed_at(self, since: float) -> float | None:
         """When a unit left `active`, or systemd first said a word about one."""
@@ -207,10 +220,6 @@ class SeedUnits:
 
     def blocked(self) -> None:
         """They never wait for a person, and never tell one what to do."""
-
-    def settled(self) -> bool:
-        """What they have begun is in processes: there is nothing else to wait for."""
-        return True
 
     def story(self) -> str:
         return self.says()
