@@ -155,10 +155,16 @@ def kept_by(keeper: str, pair: Pair) -> Iterator[Keeper]:
 
 
 def read(files: Sequence[Path]) -> list[Row]:
+    """What was written before, in the order of the cases; a later row stands for an earlier one. Raises LabError."""
     cases = {case.id: case for case in catalogue.cases()}
-    told = [row for file in files for row in json.loads(file.read_text())]
-    rows = [table.from_json(row, cases) for row in told if row["case"] in cases]
-    return list({(row.keeper, *table.key(row)): row for row in rows}.values())  # a later one stands for an earlier one
+    try:
+        told = [row for file in files for row in json.loads(file.read_text())]
+        rows = [table.from_json(row, cases) for row in told if row["case"] in cases]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LabError(f"rows cannot be read: {error}") from error
+    latest = {(row.keeper, *table.key(row)): row for row in rows}
+    places = {(case.id, node, load): n for n, (case, node, load) in enumerate(catalogue.combinations(cases.values()))}
+    return sorted(latest.values(), key=lambda row: places.get(table.key(row), 0))
 
 
 def say(line: str) -> None:
