@@ -183,6 +183,7 @@ def show(rows: Sequence[Row], options: argparse.Namespace) -> None:
 
 
 def preface(rows: Sequence[Row]) -> list[str]:
+    busy = statistics.median([row.busy for row in rows if row.busy] or [0.0])
     limits = ", ".join(f"`{name}` {value:g}" for name, value in LIMITS.items())
     return [
         "What is broken in the two-node lab, how it should end, and how it ended: measured by clients on the LAN, by the "
@@ -195,6 +196,5 @@ def preface(rows: Sequence[Row]) -> list[str]:
         "another limit work by that. The shipped limits are longer (`link_loss_max_s` 45, `canary_interval_s` 60, "
         "`hang_max_s` 90): where a limit decides, times on real machines are longer by as much.",
         "",
-        f"Measured while {statistics.median(row.busy for row in rows):.1f} processes wanted each core of the machine (median): "
-        "above 1 all times stretch.",
+        f"Measured while {busy:.1f} processes wanted each core of the machine (median): above 1 all times stretch.",
     ]
