@@ -34,6 +34,7 @@ from sparkd.engine import process as engine_process
 from sparkd.engine.log import LaunchProgress
 from sparkd.host import processes, units
 from sparkd.host.clock import monotonic
+from sparkd.host.files import opened
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Phase, launch_id
@@ -228,7 +229,7 @@ class EngineWatch:
 
 def _read_from(path: Path, offset: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(offset)
             return file.read(LOG_READ_MAX_BYTES)
     except OSError:
