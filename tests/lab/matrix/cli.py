@@ -106,7 +106,7 @@ def measured(options: argparse.Namespace, keepers: Sequence[str]) -> Iterator[Ro
                 try:
                     row = run(case, node, load, keeper)
                 except (AssertionError, LabError) as error:
-                    told = str(error).splitlines()[0]
+                    told = (str(error).splitlines() or ["it failed without a word"])[0]
                     row = Row(case, node, load, keeper.name, f"not made: {told}", None, None, 0, 0, ())
                 took_s = time.monotonic() - began
                 told = table.line([row], colours=sys.stderr.isatty())
