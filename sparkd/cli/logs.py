@@ -114,6 +114,8 @@ def _texts(paths: Paths, path: Path | None, count: int, *, follow: bool, pinned:
 
 def _read(file: BinaryIO, *, whole_lines: bool) -> str:
     """What is new; with `whole_lines` a line that is still being written waits for its end."""
+    if whole_lines and file.tell() > os.fstat(file.fileno()).st_size:
+        file.seek(0, os.SEEK_END)  # shortened since: what stands in it now was shown before (agent/engine_log.py)
     data = file.read(BLOCK_BYTES)
     if whole_lines and len(data) < BLOCK_BYTES:
         keep = data.rfind(b"\n") + 1

@@ -6,6 +6,7 @@ wants it is decided in `ensure.py` and `spec.py`.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import threading
 import time
@@ -35,6 +36,7 @@ __all__ = ["ContainerEvents", "ContainerState", "DaemonState", "Docker", "ImageS
 _WATCHED_EVENTS = ("start", "die", "destroy", "oom")
 _SYMLINKS_MAX = 8
 _EXEC_OUTPUT_MAX_BYTES = 256 * 1024
+_CONNECTIONS_KEPT = 2  # idle ones; more are made while more is asked at once
 
 GREETING_MAX_S = 3.0  # a daemon that lives answers a greeting in milliseconds, however long its work takes
 HEARD_S = 2.0  # one that answered so recently is not greeted again
@@ -347,9 +349,28 @@ class Docker:
             return client
         # "auto" asks the daemon for its version, so this is the first call and fails like one.
         client = APIClient(base_url=self._base_url, version="auto", timeout=limit_s)
+        _one_pool(client, self._timeout_s)
         work_s: Any = self._timeout_s
         client.timeout = work_s
         return client
+
+
+def _one_pool(client: APIClient, timeout_s: float) -> None:
+    """docker-py has a pool of connections for each URL, 25 of them, and ids of containers and execs are in URLs: an idle
+    daemon would hold 25 sockets open here and in dockerd. It is one socket file, so one pool does."""
+    from docker.transport import UnixHTTPAdapter
+
+    class OnePool(UnixHTTPAdapter):
+        def get_connection(self, url: Any, proxies: Any = None) -> Any:
+            return super().get_connection(client.base_url, proxies)
+
+    several = client.get_adapter(client.base_url)
+    if isinstance(several, UnixHTTPAdapter):
+        # More at once than are kept: said as a warning, though nothing is wrong with it.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        socket_url = f"http+unix://{several.socket_path}"
+        client.mount("http+docker://", OnePool(socket_url, timeout_s, max_pool_size=_CONNECTIONS_KEPT))  # type: ignore[arg-type]
+        several.close()
 
 
 def _or_none(call: Any) -> Any:

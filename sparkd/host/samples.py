@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sparkd.host import clock
-from sparkd.host.files import number, text
+from sparkd.host.files import number, opened, text
 from sparkd.host.procfs import PROC
 from sparkd.model.errors import SparkdError
+from sparkd.model.outside import parsed
 
 FILE = "samples.ring"  # in the state directory
 SLOT_BYTES = 512
@@ -186,7 +187,7 @@ def _newest(path: Path) -> int:
 
 def _records(path: Path) -> list[tuple[int, dict[str, object]]]:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             data = file.read(SLOTS * SLOT_BYTES)
     except FileNotFoundError:
         return []
@@ -196,7 +197,7 @@ def _records(path: Path) -> list[tuple[int, dict[str, object]]]:
     for start in range(0, len(data), SLOT_BYTES):
         try:
             checksum, line = data[start : start + SLOT_BYTES].rstrip().split(b" ", 1)
-            record = json.loads(line)
+            record = parsed(line)
             if int(checksum, 16) == zlib.crc32(line) and record["v"] == LAYOUT:
                 _sample(record)
                 found.append((int(record["n"]), record))

@@ -226,6 +226,22 @@ def test_a_daemon_that_hangs_or_is_gone_is_unknown_not_bad(engine: Engine, spec:
     assert "No such file" in str(caught.value)
 
 
+def test_no_number_of_questions_holds_more_than_a_few_connections(docker: Docker, spec: ContainerSpec) -> None:
+    """Each name, path and exec has a URL of its own."""
+    ensure(docker, spec, LABELS, image_id=None)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(15):
+        assert docker.inspect(f"nobody-{number}") is None
+        assert docker.path_stat(spec.name, f"/nothing-{number}") is None
+        assert docker.exec_run(spec.name, ["true"], timeout_s=10)[0] == 0
+    threads = [threading.Thread(target=docker.inspect, args=(f"nobody-{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_MAX_S)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
 def test_the_image_is_compared_by_what_its_name_means_now(docker: Docker, spec: ContainerSpec) -> None:
     state = ensure(docker, spec, LABELS, image_id=None).state
     assert differences(state, spec, image_id=state.image_id, runtimes=("runc",)) == []

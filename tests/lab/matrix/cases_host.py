@@ -20,6 +20,7 @@ WATCHDOG_S = 30  # WatchdogSec= of sparkd.service
 STATE = "/var/lib/sparkd"
 RECIPE = "/etc/sparkd/recipes/deepseek-v4-flash.yaml"
 ANSWERS_MAX_S = 8.0  # a status or a doctor that waits for nobody
+TOLD_MAX_S = 60.0  # while the fault lasts
 RESTARTS_MAX = 6  # limits.restarts_max as shipped
 OTHER = dict(zip(NODES, reversed(NODES), strict=True))
 
@@ -140,8 +141,10 @@ def told(words: str, *, by: Callable[[str], Sequence[str]] = lambda node: (node,
     """What `sparkd status` says on one of these nodes, or a remedy in it, has the words."""
 
     def change(pair: Pair, node: str) -> None:
-        said = [json.dumps(pair.status(n)) for n in by(node)]
-        assert any(words in each for each in said), f"nobody says {words!r}: {said}"
+        def said() -> bool:
+            return any(words in json.dumps(pair.status(n)) for n in by(node))
+
+        wait_for(f"status that says {words!r}", said, max_s=TOLD_MAX_S)
 
     return change
 

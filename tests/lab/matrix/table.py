@@ -129,12 +129,14 @@ def _median(values: Sequence[float]) -> float:
 
 def as_json(row: Row) -> dict[str, Any]:
     told = {field.name: getattr(row, field.name) for field in dataclasses.fields(Row) if field.name != "case"}
+    if row.good:
+        told["story"] = ""
     return {"case": row.case.id, "what": row.case.what, "expect": row.case.expect, **told, "good": row.good}
 
 
 def from_json(told: dict[str, Any], cases: dict[str, Case]) -> Row:
     names = [field.name for field in dataclasses.fields(Row) if field.name != "case"]
-    values = {name: told[name] for name in names}
+    values = {name: told[name] for name in names if name in told}
     values |= {"load": Load(told["load"]), "left_behind": tuple(told["left_behind"])}
     return Row(case=cases[told["case"]], **values)
 
