@@ -29,9 +29,17 @@ OTHER = dict(zip(NODES, reversed(NODES), strict=True))
 
 
 def then(*changes: Change) -> Change:
+    """One after the other, all of them: what is not told as it should be is mended all the same. The first failure counts."""
+
     def change(pair: Pair, node: str) -> None:
+        failures: list[AssertionError] = []
         for each in changes:
-            each(pair, node)
+            try:
+                each(pair, node)
+            except AssertionError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     return change
 
