@@ -38,6 +38,16 @@ def test_the_newest_launch_its_last_lines(home: Home) -> None:
     assert home.sparkd("logs", "--launch", "aaaaaaaa-1").stdout == "old\n"
 
 
+def test_a_clock_that_was_set_back_hides_no_launch(home: Home) -> None:
+    write(home, "aaaaaaaa-1", "old\n", at=4_000_000_000)
+    write(home, "aaaaaaaa-2", "new\n", at=1000)
+    (home.directory / "run").mkdir(exist_ok=True)
+    (home.directory / "run/engine.env").write_text("SPARKD_LAUNCH_ID=aaaaaaaa-2\n")
+    assert home.sparkd("logs").stdout == "new\n"
+    (home.directory / "run/engine.env").write_text("SPARKD_LAUNCH_ID='it is broken\n")
+    assert home.sparkd("logs").stdout == "old\n"
+
+
 def test_a_last_line_without_its_end_is_a_line(home: Home) -> None:
     write(home, "aaaaaaaa-1", "one\ntwo\nthr", at=1000)
     assert home.sparkd("logs", "-n", "2").stdout == "two\nthr"
