@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -40,3 +41,8 @@ def half(chosen: Iterable[Case]) -> Iterator[Combination]:
     for number, case in enumerate(chosen):
         for place, node in enumerate(case.nodes):
             yield case, node, case.loads[(number + place) % len(case.loads)]
+
+
+def with_more_time(case: Case, more_s: float) -> Case:
+    """Where the engine takes longer to start."""
+    return dataclasses.replace(case, max_s=case.max_s + more_s)

@@ -29,6 +29,7 @@ UNITS = "/etc/systemd/system"
 SCRIPTS = "/home/milo/vllm-scripts"  # where they are kept, to be copied into the container
 PASSING = ("activating", "deactivating", "reloading")
 STARTS_S = 60.0  # what a start of the units takes beside the engine's
+ANSWER_MAX_S = 20.0
 US_PER_S = 1_000_000
 
 
@@ -185,7 +186,7 @@ class SeedUnits:
 
     def answers(self) -> bool:
         with contextlib.suppress(LabError, KeyError, ValueError, TypeError, IndexError):
-            return bool(self.pair.chat(timeout_s=10)["content"])
+            return bool(self.pair.chat(timeout_s=ANSWER_MAX_S)["content"])
         return False
 
     def launch(self) -> object:
