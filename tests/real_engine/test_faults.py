@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.lab import breakages, ordeal, schedule
 from tests.lab.matrix import catalogue
 from tests.lab.matrix.case import Case, Load
 from tests.lab.matrix.runner import run
@@ -36,3 +37,11 @@ def test_every_case_is_there() -> None:
 def test_what_breaks_ends_as_it_should(keeper: SparkdKeeper, case: Case, node: str, load: Load) -> None:
     row = run(case, node, load, keeper)
     assert row.good, f"{as_json(row)}\n{keeper.story()}"
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_random_schedule(pair: Pair, seed: int) -> None:
+    """`scripts/soak --engine real --schedules N --seed S` runs any number of others."""
+    kinds = breakages.kinds(breakages.catalogue(real_engine=True))
+    outcome = ordeal.endure(pair, schedule.draw(seed, kinds), real_engine=True)
+    assert outcome.good, str(outcome)

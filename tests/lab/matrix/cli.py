@@ -7,7 +7,7 @@
                                            after the other, side by side in the table (sparkd)
     --slow                                 also the cases that take minutes by nature
     --labs N                               in so many labs at once (1)
-    --half                                 one load for each node of a case, as the tests do
+    --half 1|2                             one load for each node of a case, as the tests do; 2: what that leaves out
     --markdown                             write docs/faults.md
     --json FILE                            write the rows; --from FILE shows what was written before and runs nothing
 
@@ -70,8 +70,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--node", choices=(*NODES, BOTH))
     parser.add_argument("--load", choices=[*Load])
     parser.add_argument("--keeper", choices=("sparkd", "seed", "both"), default="sparkd")
-    for flag in ("slow", "half", "markdown", "list"):
+    for flag in ("slow", "markdown", "list"):
         parser.add_argument(f"--{flag}", action="store_true")
+    parser.add_argument("--half", type=int, choices=(1, 2))
     parser.add_argument("--labs", type=int, choices=range(1, 5), default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--from", type=Path, dest="read", action="append")
@@ -86,7 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def chosen(options: argparse.Namespace) -> list[catalogue.Combination]:
     named = [case for case in catalogue.cases() if not options.cases or case.id in options.cases]
     wanted = [case for case in named if options.slow or not case.slow or case.id in options.cases]
-    every = catalogue.half(wanted) if options.half else catalogue.combinations(wanted)
+    every = catalogue.half(wanted, options.half) if options.half else catalogue.combinations(wanted)
     return [
         (case, node, load)
         for case, node, load in every
@@ -160,7 +161,8 @@ def kept_by(keeper: str, pair: Pair) -> Iterator[Keeper]:
 def read(files: Sequence[Path]) -> list[Row]:
     cases = {case.id: case for case in catalogue.cases()}
     told = [row for file in files for row in json.loads(file.read_text())]
-    return [table.from_json(row, cases) for row in told if row["case"] in cases]
+    rows = [table.from_json(row, cases) for row in told if row["case"] in cases]
+    return list({(row.keeper, *table.key(row)): row for row in rows}.values())  # a later one stands for an earlier one
 
 
 def say(line: str) -> None:
