@@ -291,9 +291,13 @@ def ready(pair: Pair) -> None:
 def endure(pair: Pair, schedule: Schedule, *, real_engine: bool = False) -> Outcome:
     """One schedule from a pair that serves to its end. Raises LabError where the lab itself fails."""
     ready(pair)
-    return Ordeal(
-        pair, schedule, limits=REAL if real_engine else Limits(), breakages=catalogue(real_engine=real_engine)
-    ).run()
+    limits = REAL if real_engine else Limits()
+    try:
+        return Ordeal(pair, schedule, limits=limits, breakages=catalogue(real_engine=real_engine)).run()
+    finally:
+        for node in NODES:
+            with contextlib.suppress(LabError):
+                strangers.take_away(pair, node)
 
 
 def as_json(outcome: Outcome) -> str:

@@ -51,4 +51,5 @@ def test_a_broken_promise_is_seen(pair: Pair) -> None:
             ordeal.wait_for("a complaint", lambda: witness.complaints, max_s=30)
     finally:
         pair.run("spark1", "systemctl stop lab-second-launch lab-third-launch", check=False)
+        ordeal.strangers.take_away(pair, "spark1")
     assert "more than one launch" in witness.complaints[0]
