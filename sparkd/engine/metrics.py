@@ -38,6 +38,7 @@ _NAMES = {
     "vllm:request_success_total": "successes",
     "http_requests_total": "server_errors",
 }
+_NUMBER_MAX = 1e18  # no counter of ours comes near it
 _NEEDED = {"running", "waiting", "generation_tokens"}
 
 
@@ -56,8 +57,11 @@ def parse_counters(text: str) -> Counters | None:
         if field == "successes" and ('finished_reason="abort"' in labels or 'finished_reason="error"' in labels):
             continue
         try:
-            totals[field] += float(value)
+            number = float(value)
         except ValueError:
             continue
+        if not 0 <= number < _NUMBER_MAX:  # NaN is not either
+            continue
+        totals[field] += number
         seen.add(field)
     return Counters(**{field: int(total) for field, total in totals.items()}) if seen >= _NEEDED else None
