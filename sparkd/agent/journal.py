@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
-import os
-import stat
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from sparkd.host.files import tail
-from sparkd.model.outside import clean, parsed
+from sparkd.host import event_file
+from sparkd.host.event_file import Record
+from sparkd.host.files import append_whole
+from sparkd.model.outside import clean
 
 log = logging.getLogger("sparkd")
 
 KEPT = 500  # in memory, for readers
 FILE_MAX_BYTES = 1_000_000  # then the file is turned over once; one old file is kept
 FOLLOWER_QUEUE_MAX = 1000
-READ_MAX_BYTES = (
-    FILE_MAX_BYTES + 64 * 1024
-)  # of what is on disk: a file that is larger is none of ours, its end is read
-FIELDS = ("at", "id", "says", "epoch", "phase", "alarm")
-
-Record = dict[str, Any]
 
 
 class Journal:
@@ -67,8 +59,12 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and self._path.stat().st_size > FILE_MAX_BYTES:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
-            with os.fdopen(_appending(self._path), "a", encoding="utf-8") as file:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+            try:
+                append_whole(self._path, line)
+            except PermissionError:  # somebody else's file: root without CAP_DAC_OVERRIDE may only put it aside
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                append_whole(self._path, line)
             self._disk_complained = False
         except OSError as error:
             if not self._disk_complained:
@@ -76,29 +72,8 @@ class Journal:
             self._disk_complained = True
 
 
-def _appending(path: Path) -> int:
-    """Raises OSError where something else than a file stands there: a FIFO would hold the daemon's only loop."""
-    descriptor = os.open(
-        path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600
-    )
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is not a file")
-    return descriptor
-
-
 def _tail(path: Path) -> list[Record]:
-    """The last events on disk; lines that are not whole are skipped."""
     try:
-        lines = tail(path, READ_MAX_BYTES).split("\n")[-KEPT - 1 :]
+        return event_file.read(path, FILE_MAX_BYTES)[-KEPT:]
     except OSError:
         return []
-    records = []
-    for line in lines:
-        try:
-            record = parsed(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("says"), str) and isinstance(record.get("id"), str):
-            records.append({name: record[name] for name in FIELDS if isinstance(record.get(name), str | int)})
-    return records

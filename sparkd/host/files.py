@@ -57,6 +57,28 @@ def tail(path: Path, max_bytes: int) -> str:
     return (data.partition(b"\n")[2] if begin else data).decode("utf-8", "replace")
 
 
+def append_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """All of it at the end of the file, or nothing: half a line would spoil the next one. Raises OSError."""
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, mode
+    )
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would hold the daemon's only loop
+            raise OSError(errno.EINVAL, "is not a file", str(path))
+        size = status.st_size
+        try:
+            written = os.write(descriptor, data)
+            if written < len(data):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Write beside, sync, rename, sync the directory. Raises OSError (a full disk, say) with the old file untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)

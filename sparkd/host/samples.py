@@ -146,7 +146,7 @@ class Ring:
         line = b"%08x %s" % (zlib.crc32(record), record)
         if len(line) >= SLOT_BYTES:  # cannot happen with the fields of today
             raise OSError(f"a sample of {len(line)} bytes does not fit into {SLOT_BYTES}")
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open()
         try:
             if os.fstat(descriptor).st_size != SLOTS * SLOT_BYTES:
                 # Written once in full: afterwards a sync has no new blocks to enter into the file system's journal.
@@ -157,6 +157,14 @@ class Ring:
         finally:
             os.close(descriptor)
         self._next += 1
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags, 0o600)
+        except PermissionError:  # somebody else's file: root without CAP_DAC_OVERRIDE may only replace it
+            self._path.unlink()
+            return os.open(self._path, flags, 0o600)
 
 
 def read(path: Path) -> list[Sample]:
@@ -193,7 +201,7 @@ def _records(path: Path) -> list[tuple[int, dict[str, object]]]:
             if int(checksum, 16) == zlib.crc32(line) and record["v"] == LAYOUT:
                 _sample(record)
                 found.append((int(record["n"]), record))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # never written, or torn
     return sorted(found, key=lambda entry: entry[0])
 

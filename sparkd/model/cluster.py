@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Address
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -49,25 +50,30 @@ class DropCaches(StrEnum):
 
 
 LIMIT_MAX_S = 30 * 86400.0  # no wait is longer: clocks and timers take no number whatever
+Wait = Annotated[float, Field(gt=0, le=LIMIT_MAX_S)]
 
 
 class Limits(Strict):
     """Every wait has a limit. Seconds, unless the name says otherwise."""
 
-    link_grace_s: float = Field(default=120, gt=0, le=LIMIT_MAX_S)  # after boot, how long a missing link is no alarm yet
-    exchange_s: float = Field(default=1, gt=0, le=LIMIT_MAX_S)  # the longest a long poll is held
-    link_loss_max_s: float = Field(default=45, gt=0, le=LIMIT_MAX_S)  # a peer unreachable for so long: its half counts as gone
-    start_max_s: float = Field(default=120, gt=0, le=LIMIT_MAX_S)  # from `systemctl start` to a living engine process
-    load_max_s: float = Field(default=1800, gt=0, le=LIMIT_MAX_S)  # from a living engine to a listening endpoint
-    prove_max_s: float = Field(default=180, gt=0, le=LIMIT_MAX_S)  # for the proof's requests together
-    stop_grace_s: float = Field(default=20, gt=0, le=LIMIT_MAX_S)  # a headless worker needs 11 to 12 s (FIELD.md), then SIGKILL
-    canary_interval_s: float = Field(default=60, gt=0, le=LIMIT_MAX_S)  # an idle endpoint is asked this often
-    canary_max_s: float = Field(default=60, gt=0, le=LIMIT_MAX_S)  # one canary's answer
-    hang_max_s: float = Field(default=90, gt=0, le=LIMIT_MAX_S)  # frozen counters with work waiting: then it hangs
-    hold_s: float = Field(default=300, gt=0, le=LIMIT_MAX_S)  # serving this long refills the budget, makes a baseline
+    link_grace_s: Wait = 120  # after boot, how long a missing link is no alarm yet
+    exchange_s: Wait = 1  # the longest a long poll is held
+    link_loss_max_s: Wait = 45  # a peer unreachable for so long: its half counts as gone
+    start_max_s: Wait = 120  # from `systemctl start` to a living engine process
+    load_max_s: Wait = 1800  # from a living engine to a listening endpoint
+    prove_max_s: Wait = 180  # for the proof's requests together
+    stop_grace_s: Wait = 20  # a headless worker needs 11 to 12 s (FIELD.md), then SIGKILL
+    canary_interval_s: Wait = 60  # an idle endpoint is asked this often
+    canary_max_s: Wait = 60  # one canary's answer
+    hang_max_s: Wait = 90  # work waits, nothing moves, and a second signal says so: a hang
+    # The same where nothing can be read either way: longer than the longest step that vLLM itself allows (300 s by default,
+    # VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS: then it ends by itself and says why) and than a prefill of 190K tokens (238 s).
+    hang_blind_max_s: Wait = 360
+    work_max_s: Wait = 1800  # nothing counted for so long is a hang, whatever looks like work
+    hold_s: Wait = 300  # serving this long refills the budget and makes the launch a baseline
     restarts_max: int = Field(default=6, ge=1, le=1000)  # lost epochs before sparkd blocks itself
     backoff_first_s: float = Field(default=0, ge=0, le=LIMIT_MAX_S)  # the first relaunch is immediate
-    backoff_max_s: float = Field(default=300, gt=0, le=LIMIT_MAX_S)
+    backoff_max_s: Wait = 300
 
 
 class Cluster(Strict):
@@ -112,6 +118,7 @@ class Settings(Strict):
     drop_caches: DropCaches = DropCaches.ALWAYS
     operator_units: tuple[OperatorUnit, ...] = ()
     launches_kept: int = Field(default=10, ge=1, le=10_000)  # engine logs kept, one file per launch
+    engine_log_max_mib: int = Field(default=64, ge=1, le=1_000_000)  # of one launch's log, and of the older part kept beside it
     limits: Limits = Limits()
 
     @model_validator(mode="after")

@@ -82,6 +82,20 @@ class Proof(Frozen):
     says: Shown = ""
 
 
+class Vitals(Frozen):
+    """What a node sees of its part of the engine from outside, while there is doubt whether it works. None: not known."""
+
+    age_s: float = 0.0  # at the moment of telling: clocks are not compared between nodes
+    cpu_percent: float | None = None  # of one CPU, all processes titled `VLLM::*` together
+    processes: int | None = None  # of them that live
+    stopped: str | None = None  # one that is stopped (state T), by its title; "": none
+    compiling: str | None = None  # a compiler that burns CPU below the engine, by its name; "": none
+    link_bytes_s: int | None = None  # over the link's RDMA ports, or the interface where there are none, both ways
+    gpu: bool | None = None  # whether this node has a GPU at all
+    gpu_watts: float | None = None
+    gpu_percent: float | None = None  # utilisation
+
+
 class Report(Frozen):
     """One node as it is, told by itself."""
 
@@ -101,6 +115,7 @@ class Report(Frozen):
     blocked: Finding | None = None
     waiting: Finding | None = None
     progress: Progress = Progress()
+    vitals: Vitals | None = None  # while the head asks for them (`Intent.doubt`)
 
 
 class Intent(Frozen):
@@ -125,6 +140,7 @@ class Intent(Frozen):
     serving: bool = False  # the epoch has a proof no older than the canary allows
     proof_age_s: Measure | None = None
     progress: Progress = Progress()
+    doubt: bool = False  # work waits and nothing moves: every node looks at its part of the engine
 
 
 class Saved(Frozen):
