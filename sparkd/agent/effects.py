@@ -177,9 +177,12 @@ class Effects:
 
     def start(self, action: Start) -> Event:
         id = launch_id(self.me.boot_id, action.epoch)
-        launching.start(self.plan, id, self.paths.launch_file, self.paths.engine_log(id))
-        launching.keep_newest(self.paths.engine_logs, self.configuration.settings.launches_kept)
-        return Done(action.ticket, f"sparkd-engine.service started as launch {id}")
+        log_file = self.paths.engine_log(id)
+        trouble = launching.start(self.plan, id, self.paths.launch_file, log_file)
+        launching.keep_newest(self.paths.engine_logs, self.configuration.settings.launches_kept, log_file)
+        return Done(
+            action.ticket, f"sparkd-engine.service started as launch {id}" + (f"; {trouble}" if trouble else "")
+        )
 
     def stop(self, action: Stop) -> Event:
         id = launch_id(self.me.boot_id, action.epoch)
@@ -207,8 +210,7 @@ class Effects:
                 from sparkd.engine.endpoint import Endpoint
 
                 key = launching.api_key(self.plan)
-                url = f"http://{self.plan.api_host}:{self.plan.api_port}"
-                self._endpoint = Endpoint(url, self.plan.served_name, api_key=key)
+                self._endpoint = Endpoint(self.plan.api_url, self.plan.served_name, api_key=key)
             return self._endpoint
 
     def prove(self, action: Prove) -> Event:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkd.model.errors import EXIT_FAILED, SparkdError, UnreachableError
+from sparkd.model.outside import parsed
 
 GROUP = "sparkd"
 ANSWER_MAX_S = 10.0
@@ -97,7 +98,7 @@ def _line(lines: Any, path: Path, timeout_s: float | None) -> bytes:
 
 def _answer(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        answer = json.loads(line)
+        answer = parsed(line)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):

@@ -15,6 +15,7 @@ from sparkd import __version__
 from sparkd.agent import view
 from sparkd.agent.baselines import BaselineWriter
 from sparkd.agent.effects import Effects
+from sparkd.agent.engine_log import EngineLogLimit
 from sparkd.agent.exchange import HeadExchange, WorkerExchange
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
@@ -116,7 +117,9 @@ class Daemon:
         self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keyring, ourselves)
         interface = self._configuration.settings.cluster.link.interface
         sampler = Sampler(self._agent, self._paths, interface, sources.requests)
+        sources.gpu = sampler.gpu
         baselines = BaselineWriter(self._agent, ourselves, self._paths)
+        log_limit = EngineLogLimit(self._agent, self._paths, self._configuration.settings.engine_log_max_mib << 20)
         self._exchange = self._make_exchange()
         control = ControlServer(self._paths.socket, self._verbs(), LOOKING)
         stop = asyncio.Event()
@@ -136,6 +139,7 @@ class Daemon:
                 await self._exchange.stop()
             await control.stop()
             await baselines.close()
+            await log_limit.close()
             await ourselves.close()
 
     def _make_exchange(self) -> HeadExchange | WorkerExchange | None:

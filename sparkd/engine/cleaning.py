@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import shlex
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
 from sparkd.host import clock, memory, ports, processes, shm
+from sparkd.host.launch_file import last_launch
 from sparkd.host.memory import GIB, MIB
 from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
@@ -70,7 +69,7 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     )
     foreign = [(process, "nothing proves that it is ours") for process in others]
     living = {one.pid for one in found if living_launch is not None and one.launch_id == living_launch}
-    leftovers = shm.leftovers(shm.segments(), older_than=time.time())
+    leftovers = shm.leftovers(shm.segments())
     taken = [listener for listener in listeners if not living.intersection(listener.pids)]
     return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(taken))
 
@@ -80,11 +79,9 @@ def launch_by_unit(launch_file: Path, *, timeout_s: float = 10) -> str | None:
 
     Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
     """
-    try:
-        lines = shlex.split(launch_file.read_text())
-    except (FileNotFoundError, PermissionError):
+    launch = last_launch(launch_file)
+    if launch is None:
         return None
-    launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
     try:
         state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=timeout_s).stdout.strip()
     except SparkdError:
@@ -106,7 +103,7 @@ def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
     needed = _wait_ports_free(plan)
     if needed:
         did.append(f"ports {', '.join(map(str, needed))} proven free")
-    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))
+    removed = shm.remove(shm.leftovers(shm.segments()))
     freed = f" ({sum(segment.bytes for segment in removed) / GIB:.2f} GiB)" if removed else ""
     did.append(f"{len(removed) or 'no'} leftover segments{' removed' if removed else ''}{freed}")
     did.append(_drop(plan, policy))
@@ -216,7 +213,7 @@ def tidy(
         lines.append(f"ended {len(ended.terminated)} stale processes in {ended.seconds:.1f} s")
         if ended.survivors:
             lines.append(f"processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)")
-    if "segments" in only and (removed := shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))):
+    if "segments" in only and (removed := shm.remove(shm.leftovers(shm.segments()))):
         freed_mib = sum(segment.bytes for segment in removed) / MIB
         lines.append(f"removed {len(removed)} leftover segments ({freed_mib:.1f} MiB)")
     if "cache" in only and living_launch is None:

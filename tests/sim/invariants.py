@@ -129,7 +129,8 @@ class Invariants:
         if answered_at is None:
             self.world.fail(f"{host.name}: serves epoch {after.epoch}, which never answered")
             return
-        oldest_s = limits.canary_interval_s + max(limits.canary_max_s, limits.hang_max_s) + IN_FLIGHT_S
+        answered_at = max(answered_at, self.world.engines.worked_at)
+        oldest_s = limits.canary_interval_s + max(limits.canary_max_s, limits.hang_blind_max_s) + IN_FLIGHT_S
         if after.me.is_head and self.world.now - answered_at > oldest_s:
             self.world.fail(f"{host.name}: serves on an answer that is {self.world.now - answered_at:.0f} s old")
 

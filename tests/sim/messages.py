@@ -50,7 +50,7 @@ class Messages:
             if host is self.world.head:
                 self.world.deliver(peer, Told(host.state.intent))
             else:
-                self.world.deliver(peer, Heard(node.report(host.state)))
+                self.world.deliver(peer, Heard(node.report_now(host.state, self.world.clock(host))))
                 if peer.state is not None and host.state is not None:
                     self.world.deliver(host, Told(peer.state.intent))
         elif reach in ("refused", "unreachable") and real != "yes":

@@ -38,11 +38,7 @@ def added_files(facts: Facts) -> tuple[str, ...]:
 
 def expected(facts: Facts) -> bool:
     """A launch is meant to live here now, so that its container must run. In a launch's preflight none is."""
-    return not facts.calm and launch_id(facts) is not None and phase(facts) not in ("clean", "container", "stopping")
-
-
-def phase(facts: Facts) -> str:
-    return str(facts.status.get("phase", "")) if facts.status is not None else ""
+    return not facts.calm and launch_id(facts) is not None and facts.phase not in ("clean", "container", "stopping")
 
 
 def _differs(facts: Facts, state: ContainerState) -> list[str]:
@@ -79,10 +75,11 @@ def missing(facts: Facts) -> Answers:
     means="Somebody else made a container of this name, for another purpose or in another way. sparkd never replaces one.",
     remedy="docker diff NAME; docker rename NAME NAME-old, or docker rm -f NAME; sparkd makes its own from the plan",
     sample="container vllm_ds4 was not made by sparkd and differs from the plan: network: the container has 'bridge'",
+    gate=Gate.STEP,
     after=("docker.unreachable", "image.missing"),
 )
 def foreign(facts: Facts) -> Answers:
-    """Not a gate of its own: `container`, the step after `clean`, refuses it. One that is as the plan wants it is adopted."""
+    """No gate in preflight: `container`, the step after `clean`, refuses it. One that is as the plan wants it is adopted."""
     state = container(facts)
     if state is None or state.is_ours:
         return
@@ -103,10 +100,11 @@ def foreign(facts: Facts) -> Answers:
     means="The plan or the image changed since it was made; sparkd never replaces one by itself.",
     remedy="docker diff NAME; docker rm -f NAME  (sparkd makes it anew from the plan)",
     sample="container vllm_ds4 differs from the plan: ipc: the container has 'private', the plan wants 'host'",
+    gate=Gate.STEP,
     after=("docker.unreachable", "image.missing"),
 )
 def differs(facts: Facts) -> Answers:
-    """Not a gate of its own: `container`, the step after `clean`, makes it where there is none and refuses where it differs."""
+    """No gate in preflight: `container`, the step after `clean`, makes it where there is none and refuses where it differs."""
     state = container(facts)
     if state is None or not state.is_ours:
         return
@@ -188,7 +186,7 @@ def oom_killed(facts: Facts) -> Answers:
         return
     says = f"the kernel killed a process of container {state.name} for want of memory since {state.started_at[:19]}"
     # In a container that runs on, it may have been an engine of long ago.
-    yield (doubtful if state.running and phase(facts) == "serving" else no)(says)
+    yield (doubtful if state.running and facts.phase == "serving" else no)(says)
 
 
 @check(
