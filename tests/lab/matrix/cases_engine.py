@@ -67,16 +67,16 @@ def agents(how: str) -> Change:
     """`systemctl HOW sparkd`, and another daemon must be there."""
 
     def make(pair: Pair, node: str) -> None:
-        pids = {n: _main_pid(pair, n) for n in nodes_of(node)}
+        pids = {n: main_pid(pair, n) for n in nodes_of(node)}
         for n in pids:
             pair.run(n, f"systemctl {how} sparkd")
         for n, pid in pids.items():
-            wait_for(f"a new daemon on {n}", lambda n=n, pid=pid: _main_pid(pair, n) not in ("0", pid), max_s=30)
+            wait_for(f"a new daemon on {n}", lambda n=n, pid=pid: main_pid(pair, n) not in ("0", pid), max_s=30)
 
     return make
 
 
-def _main_pid(pair: Pair, node: str) -> str:
+def main_pid(pair: Pair, node: str) -> str:
     return pair.run(node, "systemctl show -p MainPID --value sparkd").strip()
 
 

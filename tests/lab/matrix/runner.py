@@ -168,7 +168,7 @@ def _goes_on(trial: Trial) -> str:
 
 def _blocks(trial: Trial) -> str:
     """It says so, then somebody mends it (and says `start` where a person's word is needed), then it serves again."""
-    told, deadline = None, time.time() + BLOCKED_MAX_S
+    told, deadline = None, time.time() + max(BLOCKED_MAX_S, trial.case.max_s)
     while told is None and time.time() < deadline:
         trial.look()
         told = trial.keeper.blocked()
