@@ -160,10 +160,16 @@ def kept_by(keeper: str, pair: Pair) -> Iterator[Keeper]:
 
 
 def read(files: Sequence[Path]) -> list[Row]:
+    """What was written before, in the order of the cases; a later row stands for an earlier one. Raises LabError."""
     cases = {case.id: case for case in catalogue.cases()}
-    told = [row for file in files for row in json.loads(file.read_text())]
-    rows = [table.from_json(row, cases) for row in told if row["case"] in cases]
-    return list({(row.keeper, *table.key(row)): row for row in rows}.values())  # a later one stands for an earlier one
+    try:
+        told = [row for file in files for row in json.loads(file.read_text())]
+        rows = [table.from_json(row, cases) for row in told if row["case"] in cases]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LabError(f"rows cannot be read: {error}") from error
+    latest = {(row.keeper, *table.key(row)): row for row in rows}
+    places = {(case.id, node, load): n for n, (case, node, load) in enumerate(catalogue.combinations(cases.values()))}
+    return sorted(latest.values(), key=lambda row: places.get(table.key(row), 0))
 
 
 def say(line: str) -> None:
@@ -182,6 +188,7 @@ def show(rows: Sequence[Row], options: argparse.Namespace) -> None:
 
 
 def preface(rows: Sequence[Row]) -> list[str]:
+    busy = statistics.median([row.busy for row in rows if row.busy] or [0.0])
     limits = ", ".join(f"`{name}` {value:g}" for name, value in LIMITS.items())
     return [
         "What is broken in the two-node lab, how it should end, and how it ended: measured by clients on the LAN, by the "
@@ -194,6 +201,5 @@ def preface(rows: Sequence[Row]) -> list[str]:
         "another limit work by that. The shipped limits are longer (`link_loss_max_s` 45, `canary_interval_s` 60, "
         "`hang_max_s` 90): where a limit decides, times on real machines are longer by as much.",
         "",
-        f"Measured while {statistics.median(row.busy for row in rows):.1f} processes wanted each core of the machine (median): "
-        "above 1 all times stretch.",
+        f"Measured while {busy:.1f} processes wanted each core of the machine (median): above 1 all times stretch.",
     ]
