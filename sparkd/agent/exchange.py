@@ -93,7 +93,8 @@ class HeadExchange(Listening):
         """As it stands, with what only the moment of telling knows."""
         state, now = self._agent.state, monotonic()
         age_s = now - state.proof.at if state.proof is not None and state.intent.serving else None
-        return state.intent.model_copy(update={"head_reason": control.reason(state, now), "proof_age_s": age_s})
+        update = {"head_reason": control.reason(state, now), "proof_age_s": age_s, "at": now}
+        return state.intent.model_copy(update=update)
 
     async def _probe(self) -> None:
         """Silent is either a living host whose agent is away (it refuses), or a host or link that is gone."""
@@ -180,8 +181,8 @@ class WorkerExchange(Listening):
                 await asyncio.gather(exchanging, changing, return_exceptions=True)
 
     def _report(self) -> Report:
-        state = self._agent.state
-        return control.report(state).model_copy(update={"reason": control.reason(state, monotonic())})
+        state, now = self._agent.state, monotonic()
+        return control.report(state).model_copy(update={"reason": control.reason(state, now), "at": now})
 
     async def _silent(self, reach: str, finding: Finding | None = None) -> int:
         self._agent.post(Silent(0, reach, finding))

@@ -27,7 +27,7 @@ what is left of one that it cannot.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from sparkd.control import backoff, cluster, serving
@@ -62,6 +62,7 @@ from sparkd.control.state import (
     Tell,
     Tick,
     Told,
+    replace,
 )
 from sparkd.model.finding import Cure, Finding, Who, bad
 from sparkd.model.report import Gate, Intent, Loss, Phase, Progress, Report, Saved
@@ -88,6 +89,16 @@ TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
     Phase.BACKOFF: (Phase.IDLE,),
     Phase.BLOCKED: (Phase.IDLE,),
 }
+
+LEAVING = frozenset((*PREPARING, Phase.ARMED, Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING))
+# What `saved` and `report` are made from: where none of it changed, neither is made to be compared.
+SAVED_FROM = attrgetter(
+    *("intent", "phase", "epoch", "launch", "loss", "blocked", "blocked_by_check", "blocked_fingerprint"),
+    *("restarts_used", "generation"),
+)
+REPORTED_FROM = attrgetter(
+    *("phase", "epoch", "digests", "launch", "loss", "blocked", "waiting", "progress"),
+)
 
 MOVES_MAX = 20  # one event makes one or two moves; this many are a circle
 RECHECK_S = 1.0  # between two looks at something that comes by itself, or at the inputs of a blocked node
@@ -116,12 +127,19 @@ def step(state: NodeState, event: Event, now: float) -> Steps:
         raise AssertionError(f"{event} sets the node going round in circles (now {new.phase})")
     if new.me.is_head:
         new = cluster.publish(new)
-    if saved(new) != saved(state):
+    if new is state:  # most turns: time passed, or a message said what was known
+        return new, actions
+    if SAVED_FROM(new) != SAVED_FROM(state) and saved(new) != saved(state):
         actions.insert(0, Save(saved(new)))
-    told = new.intent != state.intent if new.me.is_head else report(new) != report(state)
-    if told:
+    if _told_changes(state, new):
         actions.append(Tell())
     return new, actions
+
+
+def _told_changes(state: NodeState, new: NodeState) -> bool:
+    if new.me.is_head:
+        return new.intent is not state.intent and new.intent != state.intent
+    return REPORTED_FROM(new) != REPORTED_FROM(state) and report(new) != report(state)
 
 
 # --- absorbing what happened -------------------------------------------------------------------
@@ -151,9 +169,9 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
             return serving.counted(s, counters, now), []
         case CanaryBack():
             return serving.canary_back(s, event, now)
-        case Heard(report=told) if told.rank in s.me.workers:
+        case Heard(report=told) if told.rank in s.me.workers and not _older(told, s.peers.get(told.rank, Peer()).report):
             return _met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), []
-        case Told(intent=intent) if not s.me.is_head:
+        case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
             return _told(s, intent, now)
         case Silent(rank=rank, reach=reach, finding=finding):
             return _met(s, rank, reach, now, objection=finding), []
@@ -162,6 +180,16 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case Inputs() if s.phase is Phase.BLOCKED:
             return _inputs(s, event)
     return s, []
+
+
+def _older(told: Report | Intent, known: Report | Intent | None) -> bool:
+    """Whether it was said before what is known, by the same boot of the same node. The transport keeps the order; should a
+    word ever come late or again, it must neither undo a newer one nor count as a sign of life."""
+    if isinstance(known, Report) and isinstance(told, Report):
+        return told.at < known.at and told.boot_id == known.boot_id
+    if isinstance(known, Intent) and isinstance(told, Intent):
+        return told.at < known.at and told.head_boot_id == known.head_boot_id
+    return False
 
 
 def _met(s: NodeState, rank: int, reach: str, now: float, **learned: Any) -> NodeState:
@@ -207,22 +235,24 @@ def _started(s: NodeState, event: Started, now: float) -> Steps:
     if s.me.is_head:
         s = _resume_intent(s, was, same_boot, now)
     launched = was.launch_epoch if same_boot else None
-    if launched is None and found:
-        says = f"an engine of epoch {max(found)} lives here that this node does not remember"
-        return _end_leftover(s, max(found), bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
+    if launched is not None and launched == s.epoch and launched in event.intact and not _left(s):
+        return _adopt(s, was)
+    strange = sorted({*found} - {launched}, reverse=True)  # the file is older or newer than what runs, or lost
+    if strange:
+        says = f"an engine of epoch {strange[0]} lives here that this node does not remember"
+        ended = (*strange, launched) if launched is not None else tuple(strange)
+        return _end_leftovers(s, ended, bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
     if launched is None:
         return _booted(s, was) if was.launch_epoch is not None else (s, [])
-    if launched == s.epoch and launched in event.intact and not _left(s):
-        return _adopt(s, was)
     part = "only a part of it still lives" if launched in event.broken else "nothing of it lives any more"
     says = f"the engine of epoch {launched} died while sparkd was away: {part}"
-    return _end_leftover(s, launched, bad("engine.lost", says, cure=Cure.RELAUNCH), now)
+    return _end_leftovers(s, (launched,), bad("engine.lost", says, cure=Cure.RELAUNCH), now)
 
 
 def _resume_intent(s: NodeState, was: Saved, same_boot: bool, now: float) -> NodeState:
     """The head's word as it was. A barrier that was open without an engine here does not stay open: what it was opened
     with is not remembered."""
-    kept = same_boot and (was.gate is Gate.CLOSED or was.launch_epoch == was.epoch)
+    kept = same_boot and was.epoch == s.epoch and (was.gate is Gate.CLOSED or was.launch_epoch == was.epoch)
     intent = s.intent.model_copy(
         update={
             "run": was.run,
@@ -245,12 +275,12 @@ def _adopt(s: NodeState, was: Saved) -> Steps:
     return s, [note]
 
 
-def _end_leftover(s: NodeState, epoch: int, finding: Finding, now: float) -> Steps:
-    """What is left of a launch is stopped before anything else, whether or not another epoch is wanted."""
+def _end_leftovers(s: NodeState, epochs: tuple[int, ...], finding: Finding, now: float) -> Steps:
+    """What is left of any launch is stopped before anything else, whether or not another epoch is wanted."""
     notes: list[Action] = []
-    if epoch == s.epoch:
+    if s.epoch in epochs:
         s, notes = lose(s, finding, now)
-    return replace(s, phase=Phase.STOPPING, launch=Launch(epoch)), notes
+    return replace(s, phase=Phase.STOPPING, launch=Launch(epochs[0]), leftovers=epochs[1:]), notes
 
 
 def _booted(s: NodeState, was: Saved) -> Steps:
@@ -361,6 +391,9 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
 
 def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Action]) -> Steps:
     """The engine is gone from this node. What its log said may tell more than the death did."""
+    if s.leftovers:
+        s, asked = _ask(replace(s, launch=Launch(s.leftovers[0]), leftovers=s.leftovers[1:]), Phase.STOPPING, now)
+        return s, [*notes, *asked]
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
     s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
     lost = s.loss if s.loss is not None and s.loss.epoch == s.epoch else None
@@ -398,8 +431,7 @@ def _wanted(s: NodeState) -> int | None:
 
 def advance(s: NodeState, now: float) -> Steps | None:
     """One move that follows from the state alone, or None when nothing follows."""
-    leaving = s.phase in (*PREPARING, Phase.ARMED) or s.phase.has_engine
-    if leaving and (_wanted(s) != s.epoch):
+    if s.phase in LEAVING and _wanted(s) != s.epoch:
         return _leave(s, now)
     return ADVANCE[s.phase](s, now)
 

@@ -33,7 +33,10 @@ class Phase(StrEnum):
     @property
     def has_engine(self) -> bool:
         """An engine of the current epoch lives, or may live, in this phase."""
-        return self in (Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING)
+        return self in _WITH_ENGINE
+
+
+_WITH_ENGINE = frozenset((Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING))
 
 
 class Gate(StrEnum):
@@ -100,6 +103,7 @@ class Report(Frozen):
     blocked: Finding | None = None
     waiting: Finding | None = None
     progress: Progress = Progress()
+    at: float = 0.0  # when it was said: seconds on the node's monotonic clock, which orders what is said within one boot
 
 
 class Intent(Frozen):
@@ -124,6 +128,7 @@ class Intent(Frozen):
     serving: bool = False  # the epoch has a proof no older than the canary allows
     proof_age_s: float | None = None
     progress: Progress = Progress()
+    at: float = 0.0  # when it was said, as in Report
 
 
 class Saved(Frozen):
