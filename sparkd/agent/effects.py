@@ -99,7 +99,7 @@ class Effects:
     def _take_what_others_have(self, others: tuple[str, ...]) -> None:
         """A changed file waits for the operator's `restart`, but where it gives just the plan that another node already
         has, waiting would keep the pair apart for ever. Nothing runs here that it could surprise."""
-        if not self.pending or self._plan.digest in others:
+        if not self.pending or set(others) <= {self._plan.digest}:
             return
         try:
             configuration = load(self.configuration.path)

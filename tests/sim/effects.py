@@ -132,9 +132,9 @@ def _read_inputs(host: Host, action: Prepare) -> Digests:
     """As agent/effects.py takes plans: the asked profile, and a changed file where it gives what another node has."""
     host.profile = action.profile
     pending = host.digests.plan != host.loaded
-    if pending and _plan(host.loaded, host.profile) not in action.others:
-        if _plan(host.digests.plan, host.profile) in action.others:
-            host.loaded = host.digests.plan
+    differs = not set(action.others) <= {_plan(host.loaded, host.profile)}
+    if pending and differs and _plan(host.digests.plan, host.profile) in action.others:
+        host.loaded = host.digests.plan
     return host.digests.model_copy(update={"plan": _plan(host.loaded, host.profile)})
 
 

@@ -314,6 +314,7 @@ def mend(world: World) -> None:
         mend_inputs(world, host)
         world.set_link(host, True)
         world.power_on(host)
+        world.thaw(host, host.life)
         world.daemon_up(host)
         world.after(20, lambda host=host: mend_inputs(world, host))  # type: ignore[misc]  # nobody is too quick
     world.run(5)

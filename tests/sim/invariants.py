@@ -159,6 +159,7 @@ class Invariants:
         """An epoch that one node has left is dead for every node, and soon: the way to invariant 9."""
         world, at = self.world, self.world.now
         lives = [h.life for h in world.hosts]
+        noisy = world.messages.noisy
         told_after: list[float] = []  # where messages get lost or come late: two rounds that came through
 
         def disturbed() -> bool:
@@ -172,7 +173,7 @@ class Invariants:
         def check() -> None:
             if disturbed() or world.now - at > NOISE_MAX_S:
                 return
-            if world.messages.noisy and len(told_after) < 2:
+            if (noisy or world.messages.noisy) and len(told_after) < 2:
                 since = told_after[-1] if told_after else at
                 if all(h.told_at > since + NOISE_S for h in world.hosts[1:]):
                     told_after.append(world.now)

@@ -177,8 +177,10 @@ class Messages:
     def _is_silent(self, worker: Host, reach: str) -> None:
         """No word came through for long, whatever became of the engine's own connections: an end that is no mistake."""
         long_s = SILENCE_BLAME_S * self.world.limits.link_loss_max_s
-        if reach == "unreachable" and worker.engine is not None and self.world.now - worker.told_at > long_s:
-            self.world.blame(worker.engine.epoch, f"{worker.name} heard nothing for long")
+        if reach == "unreachable" and self.world.now - worker.told_at > long_s:
+            self.world.blame(self.world.epoch_wanted(), f"{worker.name} heard nothing for long")
+            if worker.engine is not None:
+                self.world.blame(worker.engine.epoch, f"{worker.name} heard nothing for long")
 
     def _again(self, worker: Host, life: int) -> None:
         if worker.life != life:

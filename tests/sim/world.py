@@ -216,9 +216,9 @@ class World:
         if seconds > self.watchdog_s:
             self.after(self.watchdog_s, lambda: self.end_daemon(host, 1.5) if host.life == life else None)
         else:
-            self.after(seconds, lambda: self._thaw(host, life))
+            self.after(seconds, lambda: self.thaw(host, life))
 
-    def _thaw(self, host: Host, life: int) -> None:
+    def thaw(self, host: Host, life: int) -> None:
         if host.life != life or host.inbox is None:
             return
         self.log("sparkd goes on", host)
