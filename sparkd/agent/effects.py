@@ -179,9 +179,12 @@ class Effects:
 
     def start(self, action: Start) -> Event:
         id = launch_id(self.me.boot_id, action.epoch)
-        launching.start(self.plan, id, self.paths.launch_file, self.paths.engine_log(id))
-        launching.keep_newest(self.paths.engine_logs, self.configuration.settings.launches_kept)
-        return Done(action.ticket, f"sparkd-engine.service started as launch {id}")
+        log_file = self.paths.engine_log(id)
+        trouble = launching.start(self.plan, id, self.paths.launch_file, log_file)
+        launching.keep_newest(self.paths.engine_logs, self.configuration.settings.launches_kept, log_file)
+        return Done(
+            action.ticket, f"sparkd-engine.service started as launch {id}" + (f"; {trouble}" if trouble else "")
+        )
 
     def stop(self, action: Stop) -> Event:
         id = launch_id(self.me.boot_id, action.epoch)

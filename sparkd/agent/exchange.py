@@ -172,7 +172,7 @@ class WorkerExchange(Listening):
             except PeerRefused:
                 known = await self._silent("refused")
             except PeerUnreachable:
-                known = await self._silent("unreachable")
+                known = await self._silent(await self._reach())
             except PeerRejected as error:
                 known = await self._silent("rejected", self._rejected(error))
             finally:
@@ -183,6 +183,12 @@ class WorkerExchange(Listening):
     def _report(self) -> Report:
         state, now = self._agent.state, monotonic()
         return control.report(state).model_copy(update={"reason": control.reason(state, now), "at": now})
+
+    async def _reach(self) -> str:
+        """Of a head that did not answer. Where its kernel still takes a connection, its agent stands still or hangs: its
+        watchdog ends that, and the engine is no worse for it."""
+        head = self._cluster.head
+        return await reachability(str(head.link_address), self._cluster.link.port)
 
     async def _silent(self, reach: str, finding: Finding | None = None) -> int:
         self._agent.post(Silent(0, reach, finding))

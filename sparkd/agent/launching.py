@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import time
@@ -14,6 +15,7 @@ from sparkd.agent import ourselves
 from sparkd.engine import scripts
 from sparkd.engine.container import Docker
 from sparkd.host import processes, shm, units
+from sparkd.host.files import write_atomically
 from sparkd.host.run import run
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, FindingError, bad
@@ -54,22 +56,37 @@ def stage(plan: Plan, docker: Docker) -> str:
     return f"{staged.path} {how}, read back equal (sha256 {staged.sha256[:12]})"
 
 
-def start(plan: Plan, launch_id: str, launch_file: Path, log_file: Path) -> None:
-    """Write what the unit reads, and start it. The launch id is an argument of the script, not a part of it."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    log_file.write_bytes(b"")  # a node that lost its state may give a number again: no autopsy reads an older log
+def start(plan: Plan, launch_id: str, launch_file: Path, log_file: Path) -> str:
+    """Write what the unit reads, and start it. The launch id is an argument of the script, not a part of it.
+
+    Returns what is wrong with the log: an engine that is not heard serves all the same.
+    """
+    trouble = _empty_log(log_file)
     variables = {
         "SPARKD_CONTAINER": plan.container.name,
         "SPARKD_SCRIPT": plan.script_path,
         "SPARKD_LAUNCH_ID": launch_id,
         "SPARKD_LOG": str(log_file),
     }
-    launch_file.parent.mkdir(parents=True, exist_ok=True)
-    beside = launch_file.with_suffix(".new")
-    beside.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()))
-    beside.replace(launch_file)
+    try:
+        write_atomically(launch_file, "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()))
+    except OSError as error:
+        raise SparkdError(f"cannot be written: {error.strerror}", where=str(launch_file), hint="df -h /run") from error
     units.reset_failed(ENGINE_UNIT)
     units.start_unit(ENGINE_UNIT, timeout_s=UNIT_JOB_MAX_S)
+    return trouble
+
+
+def _empty_log(log_file: Path) -> str:
+    """A node that lost its state may give a number again: no autopsy reads an older log."""
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.write_bytes(b"")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            log_file.unlink(missing_ok=True)
+        return f"its log {log_file} cannot be written: {error.strerror}"
+    return ""
 
 
 def stop(launch_id: str, *, container_ids: Collection[str], grace_s: float) -> str:
@@ -89,7 +106,7 @@ def stop(launch_id: str, *, container_ids: Collection[str], grace_s: float) -> s
     late = living(launch_id, container_ids)  # a child that was born while the others were ended
     if late:
         processes.end(late, grace_s=1.0)
-    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))  # SIGKILL leaves what nobody unlinks
+    removed = shm.remove(shm.leftovers(shm.segments()))  # SIGKILL leaves what nobody unlinks
     if removed:
         says += f"; {len(removed)} segments that it left were removed"
     return f"launch {launch_id} ended: {says}"
@@ -127,8 +144,17 @@ def autopsy(log_file: Path, rank: int) -> Finding:
         return bad("engine.lost", says, cure=Cure.RELAUNCH, remedy="sparkd logs; journalctl -k")
 
 
-def keep_newest(directory: Path, count: int) -> None:
-    """One log file a launch; the oldest go."""
-    files = sorted(directory.glob("*.log"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files[count:]:
-        file.unlink(missing_ok=True)
+def keep_newest(directory: Path, count: int, current: Path) -> None:
+    """One log file a launch; the oldest go, never the one that is being written. Raises nothing: no launch fails for it."""
+    with contextlib.suppress(OSError):
+        others = [file for file in directory.glob("*.log") if file != current]
+        for file in sorted(others, key=lambda file: _age(file, current), reverse=True)[max(0, count - 1) :]:
+            file.unlink(missing_ok=True)
+
+
+def _age(log_file: Path, current: Path) -> tuple[int, float]:
+    """Grows with the launches. Those of this boot by their numbers, for a clock may be set back; older ones by their times,
+    for a node that lost its state begins to count anew."""
+    boot, _, epoch = log_file.stem.rpartition("-")
+    of_this_boot = boot == current.stem.rpartition("-")[0] and epoch.isdecimal()
+    return (int(epoch) if of_this_boot else -1, log_file.stat().st_mtime)

@@ -41,10 +41,12 @@ from sparkd.control.state import (
 from sparkd.host.clock import monotonic
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, FindingError, bad
+from sparkd.model.report import Saved
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+SAVE_AGAIN_S = 5.0  # after the disk refused the state
 TICK_S = 1.0  # the longest time between two turns: time-outs are noticed with this precision
 
 
@@ -68,6 +70,8 @@ class Agent:
         self._asking = ThreadPoolExecutor(2, "ask")
         self._notifier = sdnotify.SystemdNotifier()
         self._status = ""
+        self._unsaved: Saved | None = None  # what the disk did not take
+        self._save_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
     # --- what the sources use ---
@@ -119,6 +123,8 @@ class Agent:
         self.state, actions = control.step(before, event, now)
         for action in actions:
             self._carry_out(action)
+        if self._unsaved is not None and now >= self._save_at:
+            self._save(self._unsaved)
         for follow in self.on_turn:
             follow(before, self.state)
         self._tell_systemd(control.reason(self.state, now))
@@ -141,10 +147,7 @@ class Agent:
             case Note(id=id, says=says, alarm=alarm):
                 self.note(id, says, alarm=alarm)
             case Save(saved=saved):
-                try:
-                    self._store.save(saved)
-                except OSError as error:
-                    self.note("state.not-saved", f"the state could not be saved: {error}", alarm=True)
+                self._save(saved)
             case Tell():
                 self.version += 1
                 self._changed.set()
@@ -165,6 +168,20 @@ class Agent:
                 self._in_lane(self._steps, -1, self.effects.look)
             case _:
                 assert_never(action)
+
+    def _save(self, saved: Saved) -> None:
+        """A disk that refuses is said once and tried again: what runs is found in /proc, so nothing waits for it."""
+        try:
+            self._store.save(saved)
+        except OSError as error:
+            if self._unsaved is None:
+                says = f"the state could not be saved ({error}): it is kept in /run, and a reboot would forget it"
+                self.note("state.not-saved", says, alarm=True)
+            self._unsaved, self._save_at = saved, monotonic() + SAVE_AGAIN_S
+        else:
+            if self._unsaved is not None:
+                self._unsaved = None
+                self.note("state.saved", "the state is on disk again")
 
     def _reload(self, generation: int) -> None:
         try:

@@ -1,9 +1,15 @@
-"""What must survive a restart, written atomically: either the old file or the new one, never half of one."""
+"""What must survive a restart, written atomically: either the old file or the new one, never half of one.
+
+A state directory that takes nothing (a full disk) is no reason to stop serving, nor to forget at the daemon's next start
+what runs: what it refuses is kept in /run until it takes it again. Only a reboot forgets that.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,20 +23,39 @@ from sparkd.model.report import Saved
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
 
+FILE_MAX_BYTES = 4 << 20  # ours have some KiB; reading something huge would take the daemon down at each of its starts
+
 
 def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:
     """The file's content, or None with a sentence where there is one that cannot be used."""
     try:
-        return model.model_validate_json(path.read_bytes()), ""
+        return model.model_validate_json(_bytes(path)), ""
     except FileNotFoundError:
         return None, ""
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:  # ValidationError is a ValueError
         kept = path.with_name(path.name + ".corrupt")
         try:
             path.replace(kept)
         except OSError:
             kept = path
-        return None, f"{path} could not be used and was set aside as {kept.name}: {str(error).splitlines()[0]}"
+        return None, f"{path} could not be used and was set aside as {kept.name}: {_first_words(error)}"
+
+
+def _bytes(path: Path) -> bytes:
+    """Raises OSError, ValueError."""
+    with path.open("rb") as file:
+        data = file.read(FILE_MAX_BYTES + 1)
+    if len(data) > FILE_MAX_BYTES:
+        raise ValueError(f"it has more than {FILE_MAX_BYTES} bytes")
+    return data
+
+
+def _first_words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return str(error).splitlines()[0]
 
 
 class Store:
@@ -44,28 +69,44 @@ class Store:
         return self._load(self._paths.saved, Saved)
 
     def save(self, saved: Saved) -> None:
-        write_atomically(self._paths.saved, saved.model_dump_json(indent=1))
+        """Raises OSError where it is not on disk: then it is in /run, if anywhere."""
+        self._save(self._paths.saved, saved.model_dump_json(indent=1))
 
     def load_plan(self) -> ClusterPlan | None:
         """The plan that the last launch ran: an adopted engine is compared with this one."""
         return self._load(self._paths.plan, ClusterPlan)
 
     def save_plan(self, plan: ClusterPlan) -> None:
-        write_atomically(self._paths.plan, plan.model_dump_json())
+        self._save(self._paths.plan, plan.model_dump_json())
 
     def load_learned(self) -> dict[str, float]:
         """Seconds that each step of the last good launch took on this node; empty where nothing is known."""
         try:
-            learned = json.loads(self._paths.learned.read_text())
-            return {str(step): float(seconds) for step, seconds in learned.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            learned = {str(step): float(seconds) for step, seconds in json.loads(_bytes(self._paths.learned)).items()}
+        except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
             return {}
+        return learned if all(math.isfinite(s) and s >= 0 for s in learned.values()) else {}
 
     def save_learned(self, durations: dict[str, float]) -> None:
         write_atomically(self._paths.learned, json.dumps(durations))
 
+    def _save(self, path: Path, text: str) -> None:
+        beside = self._paths.runtime / path.name
+        try:
+            write_atomically(path, text)
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                write_atomically(beside, text)
+            raise
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
     def _load(self, path: Path, model: type[Model]) -> Model | None:
-        value, complaint = _read(path, model)
-        if complaint:
-            self.complaints.append(complaint)
-        return value
+        """What is in /run is newer: it is there only while the disk does not take it."""
+        for place in (self._paths.runtime / path.name, path):
+            value, complaint = _read(place, model)
+            if complaint:
+                self.complaints.append(complaint)
+            if value is not None:
+                return value
+        return None

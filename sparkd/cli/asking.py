@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sparkd.model.errors import SparkdError
+from sparkd.cli import others
 
 if TYPE_CHECKING:
     from sparkd.doctor.facts import Facts
-    from sparkd.model.diagnosis import Diagnosis, Examination
+    from sparkd.model.diagnosis import Examination
 
 STARTED = time.monotonic()
 IN_ALL_S = 4.3  # with everything hung; beside it there is Python's own start and the printing
 LOCAL_MAX_S = 3.5
 THOROUGH_MAX_S = 120.0
-PEER_MAX_S = 8.0  # where there is time: as long as the peer's daemon gives its own doctor
 
 
 class Asking:
@@ -39,10 +38,10 @@ class Asking:
 
     def __call__(self) -> tuple[Facts, Examination]:
         """Raises nothing that a sick node could cause: what cannot be seen is told."""
-        answers: dict[str, Any] = {}
+        answers: others.Answers = {}
         asking = None
         if self.peer:
-            asking = threading.Thread(target=_ask_peers, args=(answers,), daemon=True)
+            asking = threading.Thread(target=others.ask, args=(answers,), daemon=True)
             asking.start()
 
         from sparkd.cli.here import facts_here
@@ -54,8 +53,8 @@ class Asking:
         limit_s = self.limit_s(began)
         diagnosis = examine.diagnose(facts, only=self.only, skip=self.skip, limit_s=limit_s, thorough=self.thorough)
         if asking is not None:
-            asking.join(PEER_MAX_S if limit_s > LOCAL_MAX_S else max(0.1, began + IN_ALL_S - time.monotonic()))
-        peers, absent = _peers(facts, answers) if self.peer else ([], {})
+            asking.join(others.MAX_S if limit_s > LOCAL_MAX_S else max(0.1, began + IN_ALL_S - time.monotonic()))
+        peers, absent = others.read(facts, answers) if self.peer else ([], {})
         proven = bool(facts.status and facts.status.get("serving")) and not self.only
         everybody = [diagnosis, *(examine.narrowed(each, self.only, self.skip) for each in peers)]
         found = examine.together(everybody, absent, node=diagnosis.node, proven=proven, only=self.only, skip=self.skip)
@@ -66,58 +65,9 @@ class Asking:
         if self.thorough:
             return THOROUGH_MAX_S
         if self.only:
-            from sparkd.doctor.check import find
+            from sparkd.doctor.declared import find
             from sparkd.doctor.examine import SLOW_LIMIT_S
 
             if any(check is not None and check.slow for check in map(find, self.only)):
                 return SLOW_LIMIT_S
         return max(1.0, min(LOCAL_MAX_S, began + IN_ALL_S - 0.3 - time.monotonic()))
-
-
-def _ask_peers(told: dict[str, Any]) -> None:
-    """The other nodes' answers as they come: node -> diagnosis or why there is none; "" -> why nobody could be asked."""
-    from sparkd.cli import daemon
-
-    try:
-        for answer in daemon.stream("diagnose", timeout_s=PEER_MAX_S):
-            told[str(answer.get("node", ""))] = answer
-    except (SparkdError, OSError) as error:
-        told[""] = {"absent": str(error)}
-    else:
-        told[""] = {}
-
-
-def _peers(facts: Facts, answers: dict[str, Any]) -> tuple[list[Diagnosis], dict[str, str]]:
-    """Those that answered, and why the others did not."""
-    from pydantic import ValidationError
-
-    from sparkd.model.diagnosis import Diagnosis
-
-    found: list[Diagnosis] = []
-    absent: dict[str, str] = {}
-    for node, answer in list(answers.items()):
-        if not node:
-            continue
-        try:
-            found.append(Diagnosis.model_validate(answer["diagnosis"]))
-        except KeyError:
-            absent[node] = str(answer.get("absent") or "its answer was empty")
-        except ValidationError as error:
-            absent[node] = f"its answer cannot be read: {error.errors()[0]['msg']}"
-    nobody = answers.get("")
-    why = "no answer in time" if nobody is None else str(nobody.get("absent") or "the daemon here did not ask it")
-    heard = {each.node for each in found} | set(absent)
-    for name in _other_names(facts):
-        if name not in heard:
-            absent[name] = why
-    return found, absent
-
-
-def _other_names(facts: Facts) -> Iterator[str]:
-    """By the configuration, or by the daemon where that cannot be read."""
-    if facts.settings is None and facts.status is not None:
-        yield from (str(node["node"]) for node in facts.status["nodes"] if node["node"] != facts.status["node"])
-    elif facts.settings is not None and facts.rank is not None:
-        for rank, node in enumerate(facts.settings.cluster.nodes):
-            if rank != facts.rank:
-                yield node.name

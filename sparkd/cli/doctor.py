@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparkd.cli import output
+from sparkd.cli import others, output
 from sparkd.cli.apart import apart
-from sparkd.cli.asking import IN_ALL_S, LOCAL_MAX_S, PEER_MAX_S, STARTED, Asking
+from sparkd.cli.asking import IN_ALL_S, LOCAL_MAX_S, STARTED, Asking
 from sparkd.cli.options import config_option, node_option
 from sparkd.model.errors import EXIT_FAILED, EXIT_GOOD, EXIT_UNKNOWN, EXIT_WARNINGS, UsageError
 
@@ -89,7 +89,7 @@ def doctor(
     if fix:
         return _fix(examine, yes=yes, verbose=verbose, as_json=as_json)
     takes_longer = (thorough or only) and examine.limit_s() > LOCAL_MAX_S
-    until = STARTED + IN_ALL_S + 0.5 if not takes_longer else STARTED + examine.limit_s() + PEER_MAX_S
+    until = STARTED + IN_ALL_S + 0.5 if not takes_longer else STARTED + examine.limit_s() + others.MAX_S
     return apart(lambda: _tell(*examine(), verbose=verbose, as_json=as_json), until=until)
 
 
@@ -105,7 +105,7 @@ def _known(only: Sequence[str], skip: Sequence[str]) -> None:
     """UsageError, with what is meant perhaps, where a name is no check, layer or part."""
     from sparkd.cli.explain import did_you_mean
     from sparkd.doctor import examine
-    from sparkd.doctor.check import every_check
+    from sparkd.doctor.declared import every_check
 
     checks = every_check()
     names = {each.id for each in checks} | {each.layer.value for each in checks}
@@ -155,7 +155,7 @@ def stands(status: Any) -> str:
 
 
 def _list(as_json: bool) -> int:
-    from sparkd.doctor.check import every_check
+    from sparkd.doctor.declared import every_check
 
     checks = every_check()
     if as_json:

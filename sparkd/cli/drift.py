@@ -11,13 +11,12 @@ from typing import Any
 
 import click
 
-from sparkd.cli import daemon, output
+from sparkd.cli import others, output
 from sparkd.cli.options import config_option, node_option
 from sparkd.cli.table import duration, plain
 from sparkd.model.diagnosis import BaselineName, Change, Diagnosis
-from sparkd.model.errors import EXIT_GOOD, EXIT_UNKNOWN, EXIT_WARNINGS, SparkdError, UnreachableError
+from sparkd.model.errors import EXIT_GOOD, EXIT_UNKNOWN, EXIT_WARNINGS, UnreachableError
 
-PEER_MAX_S = 12.0  # its whole doctor runs for the answer
 HIGH, MIDDLE = 80, 50  # of suspicion: what a reader sees first
 
 Paint = Callable[[str, str], str]
@@ -66,8 +65,10 @@ def drift(name: str | None, as_list: bool, no_peer: bool, config_path: Path, nod
     found: list[Drift] = [_here(facts, name, hold_s)]
     absent: dict[str, str] = {}
     if not no_peer and (facts.settings is None or facts.settings.cluster.size > 1):
-        others, absent = peers(hold_s)
-        found += others
+        answers: others.Answers = {}
+        others.ask(answers)
+        diagnoses, absent = others.read(facts, answers)
+        found += [of_peer(each, hold_s) for each in diagnoses]
     if as_json:
         output.say_json(as_data(found, absent))
     else:
@@ -107,26 +108,7 @@ def none_yet(hold_s: float | None) -> str:
     return f"there is no baseline yet: one is written when a launch {held}"
 
 
-def peers(hold_s: float | None) -> tuple[list[Drift], dict[str, str]]:
-    """What the other nodes' own doctors say, through this node's daemon; and who could not be asked, and why."""
-    found: list[Drift] = []
-    absent: dict[str, str] = {}
-    try:
-        for answer in daemon.stream("diagnose", timeout_s=PEER_MAX_S):
-            try:
-                found.append(of_answer(answer, hold_s))
-            except (KeyError, ValueError) as error:
-                absent[str(answer.get("node", "?"))] = str(
-                    answer.get("absent") or f"its answer cannot be read: {error}"
-                )
-    except SparkdError as error:
-        absent["the other nodes"] = error.message
-    return found, absent
-
-
-def of_answer(answer: dict[str, Any], hold_s: float | None) -> Drift:
-    """Raises KeyError or ValueError where the answer holds no diagnosis."""
-    told = Diagnosis.model_validate(answer["diagnosis"])
+def of_peer(told: Diagnosis, hold_s: float | None) -> Drift:
     unseen = dict(told.boundary.unseen) if told.boundary else {}
     return Drift(told.node, told.baseline, told.changes, unseen, "" if told.baseline else none_yet(hold_s))
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +10,7 @@ from sparkd.cli import daemon, output
 from sparkd.model.errors import UnreachableError
 
 Event = dict[str, Any]
+FILE_MAX_BYTES = 1 << 20
 
 
 @click.command()
@@ -28,7 +26,7 @@ def events(follow: bool, count: int, as_json: bool) -> None:
     except UnreachableError as error:
         if follow:
             raise
-        past = list(_on_disk(count))
+        past = _on_disk(count)
         if not past:
             raise
         for event in past:
@@ -53,19 +51,13 @@ def _say(event: Event, as_json: bool, paint: Any) -> None:
         output.say(line(event, paint))
 
 
-def _on_disk(count: int) -> Iterator[Event]:
-    """The last events that the daemon wrote; nothing where they cannot be read. A line cut short is left out."""
+def _on_disk(count: int) -> list[Event]:
+    """The last events that the daemon wrote; nothing where they cannot be read."""
+    from sparkd.host import event_file
     from sparkd.host.paths import Paths
 
-    path: Path = Paths.from_environment().events
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = event_file.read(Paths.from_environment().events, FILE_MAX_BYTES)
     except OSError:
-        return
-    for text in lines[-count:] if count else []:
-        try:
-            event = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "says" in event and "id" in event:
-            yield event
+        return []
+    return found[-count:] if count else []

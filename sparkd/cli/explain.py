@@ -63,7 +63,7 @@ def explain(id: str | None, verbose: bool, as_json: bool) -> None:
 def everything() -> dict[str, Check | Record]:
     """All that has an id: checks first, then the catalogue's records."""
     from sparkd.doctor.catalogue import records
-    from sparkd.doctor.check import every_check
+    from sparkd.doctor.declared import every_check
 
     found: dict[str, Check | Record] = {each.id: each for each in every_check()}
     for id, record in records().items():

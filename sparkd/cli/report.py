@@ -13,7 +13,11 @@ from sparkd.cli.options import config_option, node_option
 
 @click.command()
 @click.option(
-    "-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
     help="Where to write it. Default: sparkd-report-NODE-TIME.tar.gz in this directory.",
 )
 @click.option("--peer/--no-peer", default=True, help="Ask the other nodes for their diagnosis too.")

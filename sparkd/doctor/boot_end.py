@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from sparkd.doctor.redact import redact
 from sparkd.host.samples import Sample
+from sparkd.model.redact import redact
 from sparkd.model.report import Frozen
 
 LAST_S = 15 * 60.0  # what the kernel said longer before the end did not end it

@@ -21,14 +21,14 @@ from sparkd.doctor import boundary_host as files
 from sparkd.doctor.boundary_container import hidden, variables
 from sparkd.doctor.boundary_host import Group, digest, file_digest
 from sparkd.doctor.checks import unit, weights
-from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id
-from sparkd.doctor.redact import redact
+from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id, unit_state
 from sparkd.engine.process import engine_argv
 from sparkd.engine.weights import host_path
 from sparkd.host import processes
 from sparkd.host.clock import boot_id, monotonic
 from sparkd.model.diagnosis import Boundary
 from sparkd.model.errors import SparkdError, UnreachableError
+from sparkd.model.redact import redact
 
 VALUE_MAX_CHARS = 4096
 
@@ -144,7 +144,7 @@ def _engine_environment(facts: Facts) -> Group:
 def _units(facts: Facts) -> Group:
     found: Group = {}
     for name in unit.unit_names(facts):
-        state = unit.unit(facts, name)
+        state = unit_state(facts, name)
         if state.load_state == "not-found":
             found[name] = "not-found"
             continue

@@ -14,7 +14,6 @@ from sparkd.doctor.boundary_host import Group, digest, file_digest
 from sparkd.doctor.checks.docker import info
 from sparkd.doctor.drift import SECRET_MARK
 from sparkd.doctor.facts import Facts, container, fact
-from sparkd.doctor.redact import redact
 from sparkd.engine.build import read_build
 from sparkd.engine.patches import count
 from sparkd.engine.process import SECRET
@@ -24,6 +23,7 @@ from sparkd.host.files import text
 from sparkd.model.errors import UnreachableError
 from sparkd.model.plan import LAUNCH_ID_VARIABLE
 from sparkd.model.recipe import PatchInvariant
+from sparkd.model.redact import redact
 
 SCRIPT_MAX_BYTES = 1 << 20
 LAYER_PATHS_MAX = 4000  # asked of Docker

@@ -11,10 +11,10 @@ import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sparkd.doctor.redact import redact
 from sparkd.host import link as links
 from sparkd.host.files import text
 from sparkd.host.gpu import driver_version
+from sparkd.model.redact import redact
 
 ROOT = Path("/")
 FILE_MAX_BYTES = 1 << 20

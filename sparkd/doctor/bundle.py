@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 from sparkd.doctor.checks import unit
-from sparkd.doctor.facts import Facts, container
-from sparkd.doctor.redact import HIDDEN, redact
+from sparkd.doctor.facts import Facts, container, unit_state
 from sparkd.doctor.signatures import Text
 from sparkd.host.files import tail
 from sparkd.model.diagnosis import Diagnosis, Examination
 from sparkd.model.errors import SparkdError
+from sparkd.model.redact import HIDDEN, redact
 
 FILE_MAX_BYTES = 2 << 20  # of each, its end
 READ_MAX_FACTOR = 2  # so much is cleaned before it is cut: what begins before the cut (a private key) is seen whole
@@ -154,7 +154,7 @@ def _last_lines(path: Path, lines_max: int) -> str:
 
 def _unit_files(facts: Facts, name: str) -> str:
     """As `systemctl cat` shows it: every file that makes the unit, and how it stands."""
-    state = unit.unit(facts, name)
+    state = unit_state(facts, name)
     parts = [f"# {name}: {state.load_state}, {state.says}\n"]
     for file in (state.fragment_path, *state.drop_ins):
         if file:

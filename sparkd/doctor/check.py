@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 
 from sparkd.doctor.facts import Facts
 from sparkd.model.diagnosis import Boundary
 from sparkd.model.errors import SparkdError
-from sparkd.model.finding import Cure, Finding, Layer, Verdict, Who, depth, unknown
+from sparkd.model.finding import Cure, Finding, Layer, Verdict, Who, unknown
 
 Answers = Iterable[Finding]
 Ask = Callable[[Facts], Answers]
 Compare = Callable[[Mapping[str, Boundary]], Answers]  # node -> its boundary, at least two of them
-
-MODULES = {layer: f"sparkd.doctor.checks.{layer.replace('host-', '')}" for layer in Layer}
 
 
 class Gate(StrEnum):
@@ -149,35 +145,3 @@ def yes(says: str, *, evidence: tuple[str, ...] = ()) -> Finding:
 
 def cannot_tell(why: str, *, remedy: str = "") -> Finding:
     return unknown("", why, remedy=remedy)
-
-
-# --- the list ----------------------------------------------------------------------------------
-
-
-@cache
-def of_layer(layer: Layer) -> tuple[Check, ...]:
-    """The checks of one layer, in the order in which its file declares them."""
-    module = importlib.import_module(MODULES[layer])
-    return tuple(value for value in vars(module).values() if isinstance(value, Check))
-
-
-@cache
-def of_pairs() -> tuple[Check, ...]:
-    """The checks that compare nodes."""
-    module = importlib.import_module("sparkd.doctor.checks.pair")
-    return tuple(value for value in vars(module).values() if isinstance(value, Check))
-
-
-def of_nodes() -> Iterator[Check]:
-    """The checks that are asked of one node, lowest layer first."""
-    for layer in Layer:
-        yield from of_layer(layer)
-
-
-def every_check() -> list[Check]:
-    """All of them, lowest layer first."""
-    return sorted([*of_nodes(), *of_pairs()], key=lambda each: depth(each.layer))
-
-
-def find(id: str) -> Check | None:
-    return next((each for each in every_check() if each.id == id), None)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from sparkd.doctor.catalogue import Record, record
 from sparkd.doctor.normalise import Lines, normalise, without_prefix
-from sparkd.doctor.redact import redact
 from sparkd.doctor.signatures import READY, Text, classify
 from sparkd.model.diagnosis import Incident, Kind, Source
 from sparkd.model.finding import Cure, Finding, Verdict, Who
+from sparkd.model.redact import redact
 
 _EVIDENCE_MAX_CHARS = 300
 _PYTHON_ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception): .")
@@ -73,8 +73,12 @@ def _found(incident: Incident, lines: Lines, rank: int) -> Finding:
     says = incident.says
     if incident.id == _START_FAILED and not _errors(lines):
         # A process that raises leaves its traceback before this line; one that is killed leaves nothing.
-        told = "the engine did not start, and its log does not say why: a rank died without a word, as when it is killed"
-        return _of(incident.id, told + ("" if rank == 0 else f" (rank {rank})"), incident.evidence, remedy=_WAS_IT_KILLED)
+        told = (
+            "the engine did not start, and its log does not say why: a rank died without a word, as when it is killed"
+        )
+        return _of(
+            incident.id, told + ("" if rank == 0 else f" (rank {rank})"), incident.evidence, remedy=_WAS_IT_KILLED
+        )
     if incident.id == _START_FAILED:
         says += _why(_errors(lines)[:1])  # the first is the root
     elif code := next((match for line in incident.evidence if (match := _EXIT_CODE.search(line))), None):

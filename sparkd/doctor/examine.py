@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from sparkd import __version__
 from sparkd.doctor.ask import Asked, ask, at_once, chosen, hide
-from sparkd.doctor.check import Check, of_layer, of_nodes, of_pairs
+from sparkd.doctor.check import Check
+from sparkd.doctor.declared import of_layer, of_nodes, of_pairs
 from sparkd.doctor.facts import Facts
 from sparkd.doctor.judge import examination
 from sparkd.host import clock

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sparkd.engine import cleaning
 from sparkd.engine.container import Docker
 from sparkd.engine.spec import ContainerState
-from sparkd.host import processes
+from sparkd.host import processes, units
 from sparkd.host.paths import Paths
 from sparkd.model.cluster import Settings
 from sparkd.model.errors import ConfigError, SparkdError, UnreachableError
@@ -23,6 +23,7 @@ from sparkd.model.plan import ClusterPlan, Plan
 Value = TypeVar("Value")
 More = ParamSpec("More")
 
+AGENT = "sparkd.service"
 DOOR_MAX_S = 2.5  # the longest that Docker, systemd or a tool may take to answer one question of a doctor
 
 
@@ -93,6 +94,17 @@ class Facts:
     def node(self) -> str:
         return self.plan.node if self.cluster_plan is not None and self.rank is not None else ""
 
+    @property
+    def phase(self) -> str:
+        """Where the daemon says that this node stands; empty where there is no daemon."""
+        return str((self.status or {}).get("phase") or "")
+
+    @property
+    def operator_units(self) -> tuple[str, ...]:
+        """The operator's own units, installed or not, that the configuration names for this node; none without one."""
+        named = self.settings.operator_units if self.settings is not None else ()
+        return tuple(each.name for each in named if not each.nodes or self.node in each.nodes)
+
     def _unconfigured(self) -> SparkdError:
         if self.config_error is not None:
             return UnreachableError(f"without a configuration: {self.config_error}", hint=self.config_error.hint)
@@ -122,6 +134,14 @@ def container(facts: Facts) -> ContainerState | None:
 @fact
 def image_id(facts: Facts) -> str | None:
     return facts.docker.image_id(facts.plan.container.image)
+
+
+@fact
+def unit_state(facts: Facts, name: str) -> units.UnitState:
+    """The unit as systemd has it. UnreachableError where systemd does not answer."""
+    if name != AGENT:
+        unit_state(facts, AGENT)  # where systemd does not answer, it is waited for once, not for each unit
+    return units.unit_state(name)
 
 
 @fact

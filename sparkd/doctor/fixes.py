@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sparkd.doctor.checks import unit
-from sparkd.doctor.facts import Facts, container, launch_id, survey
+from sparkd.doctor.facts import Facts, container, launch_id, survey, unit_state
 from sparkd.engine import cleaning, patches, scripts
 from sparkd.engine.spec import ContainerState
 from sparkd.host import memory, units
@@ -92,7 +92,7 @@ def _drop_cache(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
 def _reset_failed(facts: Facts, tidy: Tidy) -> Iterator[Fix]:
     """Of our units and those that the configuration names: it only clears systemd's memory of the failure."""
     for name in unit.unit_names(facts):
-        state = unit.unit(facts, name)
+        state = unit_state(facts, name)
         if state.active_state != "failed":
             continue
 

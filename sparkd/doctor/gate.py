@@ -10,9 +10,10 @@ import hashlib
 from pathlib import Path
 
 from sparkd.doctor.ask import hide
-from sparkd.doctor.check import Check, Gate, of_layer
+from sparkd.doctor.check import Check, Gate
 from sparkd.doctor.checks import unit, weights
-from sparkd.doctor.facts import Facts, container, image_id
+from sparkd.doctor.declared import of_layer
+from sparkd.doctor.facts import Facts, container, image_id, unit_state
 from sparkd.host import gpu
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, Layer, Verdict
@@ -77,7 +78,7 @@ def fingerprint(facts: Facts, digests: Digests) -> str:
         parts.append("no docker")
     for name in unit.unit_names(facts):
         try:
-            state_of = unit.unit(facts, name)
+            state_of = unit_state(facts, name)
             files = [state_of.fragment_path, *state_of.drop_ins]
             parts += [f"{file} {Path(file).stat().st_mtime_ns}" for file in files if file and Path(file).exists()]
         except SparkdError:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from sparkd.doctor.catalogue import Record, Signature, records
 from sparkd.doctor.normalise import Lines, logged_at, normalise, uptime_s, without_prefix
-from sparkd.doctor.redact import redact
 from sparkd.doctor.searching import Place, Searched, places_of
 from sparkd.model.diagnosis import Incident, Kind, Source
 from sparkd.model.finding import Verdict, depth
+from sparkd.model.redact import redact
 
 READY = "application startup complete"
 

@@ -5,7 +5,6 @@ Each source has its own limit and is read beside the others; one that cannot be 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from sparkd.doctor.ask import at_once
 from sparkd.doctor.facts import DOOR_MAX_S, Facts, container
 from sparkd.doctor.signatures import Text
 from sparkd.doctor.timeline import BEFORE_S, Event, Launch, Present, present, split
-from sparkd.host import clock
+from sparkd.host import clock, event_file
 from sparkd.host.kernel_log import journal, kernel_log, pstore
 from sparkd.model.diagnosis import Source
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -102,20 +101,9 @@ def gather(facts: Facts, thorough: bool = False, *, limit_s: float = DOOR_MAX_S)
 def events(path: Path) -> list[Event]:
     """The daemon's last events, oldest first; none where they cannot be read."""
     try:
-        with path.open("rb") as file:
-            _seek_to_last(file, EVENTS_MAX_BYTES)
-            lines = file.read(EVENTS_MAX_BYTES).decode("utf-8", "replace").splitlines()
+        return list(event_file.read(path, EVENTS_MAX_BYTES))
     except OSError:
         return []
-    return [event for event in map(_event, lines) if event is not None]
-
-
-def _event(line: str) -> Event | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
 
 
 def _engine_logs(directory: Path, unseen: list[str]) -> list[tuple[Path, float]]:
@@ -204,10 +192,6 @@ def _scan(file: BinaryIO, length: int) -> tuple[int, bool]:
     return lines, ready
 
 
-def _seek_to_last(file: BinaryIO, max_bytes: int) -> None:
-    file.seek(max(0, file.seek(0, 2) - max_bytes))
-
-
 # --- what the host wrote ----------------------------------------------------------------------------
 
 
@@ -222,15 +206,9 @@ def _output(facts: Facts, here: Present) -> list[Reading]:
 
 
 def _journal(facts: Facts, here: Present, lines: int) -> list[Reading]:
-    units = [*OUR_UNITS, *_operator_units(facts)]
+    units = [*OUR_UNITS, *facts.operator_units]
     log = journal(units, boot=0, lines_max=lines, timeout_s=DOOR_MAX_S)
     return list(_in_time(Text(Source.JOURNAL, log, where="journal", node=facts.node), here.journal_since))
-
-
-def _operator_units(facts: Facts) -> list[str]:
-    if facts.settings is None:
-        return []
-    return [each.name for each in facts.settings.operator_units if not each.nodes or facts.node in each.nodes]
 
 
 def _kernel(facts: Facts, here: Present, lines: int) -> list[Reading]:

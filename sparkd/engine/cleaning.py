@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ def survey(plan: Plan, docker: Docker, *, living_launch: str | None = None) -> S
     )
     foreign = [(process, "nothing proves that it is ours") for process in others]
     living = {one.pid for one in found if living_launch is not None and one.launch_id == living_launch}
-    leftovers = shm.leftovers(shm.segments(), older_than=time.time())
+    leftovers = shm.leftovers(shm.segments())
     taken = [listener for listener in listeners if not living.intersection(listener.pids)]
     return Survey(tuple(stale), tuple(foreign), tuple(leftovers), tuple(taken))
 
@@ -106,7 +105,7 @@ def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
     needed = _wait_ports_free(plan)
     if needed:
         did.append(f"ports {', '.join(map(str, needed))} proven free")
-    removed = shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))
+    removed = shm.remove(shm.leftovers(shm.segments()))
     freed = f" ({sum(segment.bytes for segment in removed) / GIB:.2f} GiB)" if removed else ""
     did.append(f"{len(removed) or 'no'} leftover segments{' removed' if removed else ''}{freed}")
     did.append(_drop(plan, policy))
@@ -216,7 +215,7 @@ def tidy(
         lines.append(f"ended {len(ended.terminated)} stale processes in {ended.seconds:.1f} s")
         if ended.survivors:
             lines.append(f"processes {_pids(ended.survivors)} survived SIGKILL (uninterruptible: driver or disk)")
-    if "segments" in only and (removed := shm.remove(shm.leftovers(shm.segments(), older_than=time.time()))):
+    if "segments" in only and (removed := shm.remove(shm.leftovers(shm.segments()))):
         freed_mib = sum(segment.bytes for segment in removed) / MIB
         lines.append(f"removed {len(removed)} leftover segments ({freed_mib:.1f} MiB)")
     if "cache" in only and living_launch is None:

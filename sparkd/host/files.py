@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def tail(path: Path, max_bytes: int) -> str:
         file.seek(begin)
         data = file.read(max_bytes)
     return (data.partition(b"\n")[2] if begin else data).decode("utf-8", "replace")
+
+
+def append_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """All of it at the end of the file, or nothing: half a line would spoil the next one. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, data)
+            if written < len(data):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:

@@ -7,6 +7,7 @@ killed engine leaves them behind, and on unified memory they cost GPU memory.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import stat
@@ -85,12 +86,15 @@ def segments(directory: Path = SHM, proc: Path = procfs.PROC) -> list[Segment]:
     ]
 
 
-def leftovers(segments: Sequence[Segment], *, older_than: float, uid: int = 0) -> list[Segment]:
+def leftovers(segments: Sequence[Segment], *, older_than: float = math.inf, uid: int = 0) -> list[Segment]:
     """Those that provably nobody uses and that were last written before `older_than` (seconds since 1970).
 
-    Only of user `uid`: the engine runs as root in its container, and other people's programs name theirs alike.
+    Whoever acts on it sets no time: a clock that was set back would hide a dead engine's memory for as long. Only of
+    user `uid`: the engine runs as root in its container, and other people's programs name theirs alike.
     """
-    return [one for one in segments if one.certain and not one.users and one.uid == uid and one.modified_at < older_than]
+    return [
+        one for one in segments if one.certain and not one.users and one.uid == uid and one.modified_at < older_than
+    ]
 
 
 def remove(segments: Sequence[Segment], proc: Path = procfs.PROC) -> list[Segment]:

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from sparkd.model.errors import EXIT_FAILED, EXIT_UNKNOWN, SparkdError
+from sparkd.model.outside import Shown, Word
 
 
 class Verdict(StrEnum):
@@ -64,14 +65,14 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer peer or state file may say more
 
-    id: str
+    id: Word
     verdict: Verdict
-    says: str
-    evidence: tuple[str, ...] = ()
-    remedy: str = ""
+    says: Shown
+    evidence: tuple[Shown, ...] = ()
+    remedy: Shown = ""
     cure: Cure = Cure.PERSON
     who: Who = Who.OPERATOR
-    layer: str = ""  # of Layer; text, because a newer peer may know another one
+    layer: Word = ""  # of Layer; text, because a newer peer may know another one
     symptom: bool = False  # says that something is wrong, not what
 
     @property

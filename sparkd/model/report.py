@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from sparkd.model.finding import Finding
+from sparkd.model.outside import Count, Measure, Shown, Word
 
 
 class Frozen(BaseModel):
@@ -51,53 +52,53 @@ class Gate(StrEnum):
 class Digests(Frozen):
     """What all ranks of an epoch must have in common, as preflight found it on one node. Empty: could not be read."""
 
-    plan: str = ""
-    image: str = ""
-    weights: str = ""
-    driver: str = ""
+    plan: Word = ""
+    image: Word = ""
+    weights: Word = ""
+    driver: Word = ""
 
 
 class Progress(Frozen):
     """How far a launch has come, from the engine's log."""
 
-    says: str = ""  # "weights 12/46 shards"
-    fraction: float | None = None  # 0 to 1 of the whole start, None where nothing is learned yet
-    eta_s: float | None = None
+    says: Shown = ""  # "weights 12/46 shards"
+    fraction: Measure | None = None  # 0 to 1 of the whole start, None where nothing is learned yet
+    eta_s: Measure | None = None
 
 
 class Loss(Frozen):
     """Why an epoch ended on a node."""
 
-    epoch: int
+    epoch: Count
     finding: Finding
 
 
 class Proof(Frozen):
     """A real completion that came back: what it held, and when (agent's monotonic clock, seconds)."""
 
-    epoch: int
-    at: float
-    content_chars: int = 0  # of the answer's content
-    reasoning_field: str | None = None  # "reasoning" or "reasoning_content", None where the recipe has no parser
+    epoch: Count
+    at: Measure
+    content_chars: Count = 0  # of the answer's content
+    reasoning_field: Shown | None = None  # "reasoning" or "reasoning_content", None where the recipe has no parser
     tool_call: bool = False
-    seconds: float = 0.0
-    says: str = ""
+    seconds: Measure = 0.0
+    says: Shown = ""
 
 
 class Report(Frozen):
     """One node as it is, told by itself."""
 
-    node: str
-    rank: int
-    version: str
-    boot_id: str
-    epoch: int  # the epoch it works on; the highest it has ever seen where it works on none
+    node: Word
+    rank: Count
+    version: Word
+    boot_id: Word
+    epoch: Count  # the epoch it works on; the highest it has ever seen where it works on none
     phase: Phase
-    reason: str = ""
-    plan_digest: str = ""
-    image_id: str = ""
-    weights_digest: str = ""
-    driver: str = ""
+    reason: Shown = ""
+    plan_digest: Word = ""
+    image_id: Word = ""
+    weights_digest: Word = ""
+    driver: Word = ""
     engine_alive: bool = False  # its top process of this epoch lives and runs the plan's argv
     loss: Loss | None = None  # the last epoch that ended here
     blocked: Finding | None = None
@@ -110,23 +111,23 @@ class Intent(Frozen):
     """What the head wants of everyone, and what it knows that a worker shows."""
 
     run: bool
-    epoch: int
+    epoch: Count
     gate: Gate
-    profile: str | None = None
-    generation: int = (
+    profile: Word | None = None
+    generation: Count = (
         0  # grows with each start, restart or profile change: a node that sees a new one reads its files again
     )
-    plan_digest: str = ""
-    image_id: str = ""
-    weights_digest: str = ""
-    driver: str = ""
+    plan_digest: Word = ""
+    image_id: Word = ""
+    weights_digest: Word = ""
+    driver: Word = ""
     head_phase: Phase = Phase.IDLE
-    head_reason: str = ""
+    head_reason: Shown = ""
     blocked: Finding | None = None  # the head's: a person must act, and any node can say how
-    head_boot_id: str = ""
-    version: str = ""
+    head_boot_id: Word = ""
+    version: Word = ""
     serving: bool = False  # the epoch has a proof no older than the canary allows
-    proof_age_s: float | None = None
+    proof_age_s: Measure | None = None
     progress: Progress = Progress()
     at: float = 0.0  # when it was said, as in Report
 
@@ -134,18 +135,18 @@ class Intent(Frozen):
 class Saved(Frozen):
     """What must survive a restart of the daemon or of the node. Lost or corrupt, it costs at most a restart of the engine."""
 
-    boot_id: str = ""  # the boot that wrote it
-    epoch: int = 0
+    boot_id: Word = ""  # the boot that wrote it
+    epoch: Count = 0
     run: bool = True
     gate: Gate = Gate.ENDED
-    profile: str | None = None
-    generation: int = 0
-    launch_epoch: int | None = None  # the epoch of the living launch, if any
+    profile: Word | None = None
+    generation: Count = 0
+    launch_epoch: Count | None = None  # the epoch of the living launch, if any
     serving: bool = False
-    restarts_used: int = 0
+    restarts_used: Count = 0
     loss: Loss | None = None
     blocked: Finding | None = None
-    blocked_fingerprint: str = ""
+    blocked_fingerprint: Word = ""
 
 
 def launch_id(boot_id: str, epoch: int) -> str:

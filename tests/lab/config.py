@@ -19,7 +19,7 @@ LIMITS = {
     "hold_s": 1,
     "backoff_max_s": 5,
     "start_max_s": 60,
-    "load_max_s": 120,
+    "load_max_s": 60,
     "prove_max_s": 30,
 }
 

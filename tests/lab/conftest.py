@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.api import Lab
-from tests.lab.pair import Pair
+from tests.lab.pair import START_S, STOP_SCALE, Pair
 
 REAL_ENGINE = "SPARKD_LAB_REAL_ENGINE"
+SLOW = "SPARKD_LAB_SLOW"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -19,19 +20,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "tests/lab" in str(item.path):
             item.add_marker("lab")
     if os.environ.get(REAL_ENGINE) != "1":
-        _leave_out_the_real_engine(config, items)
+        real = [item for item in items if item.path.name == "test_real_engine.py"]
+        _leave_out(
+            config, items, real, f"tests/lab/test_real_engine.py: it fetches 3 GB, once; {REAL_ENGINE}=1 runs it"
+        )
+    if os.environ.get(SLOW) != "1":
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        for item in slow:
+            _leave_out(config, items, [item], f"{item.nodeid}: it takes minutes by nature; {SLOW}=1 runs it")
 
 
-def _leave_out_the_real_engine(config: pytest.Config, items: list[pytest.Item]) -> None:
+def _leave_out(config: pytest.Config, items: list[pytest.Item], unwanted: list[pytest.Item], why: str) -> None:
     """Nobody asked for it: left out and said so, which is no failure under CI as a test that cannot run would be."""
-    real = [item for item in items if item.path.name == "test_real_engine.py"]
-    if not real:
+    if not unwanted:
         return
-    items[:] = [item for item in items if item not in real]
-    config.hook.pytest_deselected(items=real)
+    items[:] = [item for item in items if item not in unwanted]
+    config.hook.pytest_deselected(items=unwanted)
     if told := os.environ.get("SPARKD_TEST_NOT_RUN"):
         with Path(told).open("a", encoding="utf-8") as file:
-            file.write(f"tests/lab/test_real_engine.py: it fetches 3 GB, once; {REAL_ENGINE}=1 runs it\n")
+            file.write(f"{why}\n")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +54,7 @@ def lab() -> Iterator[Lab]:
 def pair(lab: Lab) -> Pair:
     """The engine's start and stop are shortened: what is tested is what sparkd does around them."""
     pair = Pair(lab)
-    pair.pace(start_s=4.0, stop_scale=0.25)
+    pair.pace(start_s=START_S, stop_scale=STOP_SCALE)
     return pair
 
 

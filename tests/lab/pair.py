@@ -17,6 +17,8 @@ NODES = ("spark1", "spark2")
 ENDPOINT = "http://192.168.77.1:8000"
 MODEL = "deepseek-v4-flash"
 SERVES_MAX_S = 120.0
+START_S = 4.0  # of the simulated engine: what is tested is what sparkd does around it
+STOP_SCALE = 0.25  # of what the real one takes to stop
 GB10_START_S = 462.0  # of the 46-shard model, warm: what a scale of 1 takes
 
 T = TypeVar("T")
@@ -154,6 +156,13 @@ class Pair:
         assert pids, f"no {what} among {engine}"
         self.run(node, f"kill -9 {pids[0]}")
         return pids[0]
+
+    def engine_log(self, node: str, since: float = 0.0) -> str:
+        """What the newest launch that began after `since` (wall clock) has said on this node, read from its disk: empty
+        where there is none yet."""
+        logs = (self.lab.node(node).home / "upper/var/log/sparkd/engine").glob("*.log")
+        newer = [(file.stat().st_mtime, file) for file in logs if file.stat().st_mtime >= since]
+        return max(newer)[1].read_text(errors="replace") if newer else ""
 
     @contextlib.contextmanager
     def traffic(self, *, streams: int = 3, max_s: float = 90, max_tokens: int = 400) -> Iterator[Traffic]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,10 +84,132 @@ def test_events_are_kept_on_disk_and_half_a_line_is_skipped(tmp_path: Path) -> N
     assert again.last(0) == []
 
 
-def test_only_the_newest_engine_logs_are_kept(tmp_path: Path) -> None:
-    for number in range(5):
-        file = tmp_path / f"aa-{number}.log"
+def logs(directory: Path, *names: str) -> None:
+    """Written in this order, a second apart."""
+    for number, name in enumerate(names):
+        file = directory / f"{name}.log"
         file.write_text("x")
         os.utime(file, (number, number))
-    keep_newest(tmp_path, 2)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["aa-3.log", "aa-4.log"]
+
+
+def left(directory: Path) -> list[str]:
+    return sorted(file.stem for file in directory.iterdir())
+
+
+def test_only_the_newest_engine_logs_are_kept(tmp_path: Path) -> None:
+    logs(tmp_path, *(f"aa-{number}" for number in range(5)))
+    keep_newest(tmp_path, 2, tmp_path / "aa-4.log")
+    assert left(tmp_path) == ["aa-3", "aa-4"]
+
+
+def test_a_clock_that_was_set_back_costs_no_newer_log(tmp_path: Path) -> None:
+    logs(tmp_path, "bb-10", "bb-9", "aa-7", "aa-8", "bb-8")  # times are no order any more
+    keep_newest(tmp_path, 3, tmp_path / "bb-10.log")
+    assert left(tmp_path) == ["bb-10", "bb-8", "bb-9"]
+
+
+def test_the_log_of_a_node_that_counts_anew_is_kept(tmp_path: Path) -> None:
+    logs(tmp_path, "aa-40", "aa-41", "bb-42", "bb-1")
+    keep_newest(tmp_path, 2, tmp_path / "bb-1.log")
+    assert left(tmp_path) == ["bb-1", "bb-42"]
+    keep_newest(tmp_path, 1, tmp_path / "bb-1.log")
+    assert left(tmp_path) == ["bb-1"]
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of 64 KiB that is full."""
+    directory = tmp_path / "full"
+    directory.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", directory], check=True)
+    try:
+        (directory / "events.jsonl").write_text("")
+        with contextlib.suppress(OSError), (directory / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def test_a_full_disk_keeps_the_state_in_run_and_then_again_on_disk(full: Path, tmp_path: Path) -> None:
+    paths = Paths(state=full, runtime=tmp_path / "run", logs=tmp_path / "log")
+    with pytest.raises(OSError, match="No space"):
+        Store(paths).save(Saved(epoch=7, launch_epoch=7))
+    loaded = Store(paths).load()
+    assert loaded is not None and loaded.launch_epoch == 7
+    (full / "filler").unlink()
+    Store(paths).save(Saved(epoch=8, launch_epoch=8))
+    assert not (tmp_path / "run/state.json").exists()
+    assert (loaded := Store(paths).load()) is not None and loaded.epoch == 8
+
+
+def test_a_full_disk_cuts_no_event_in_half(full: Path) -> None:
+    journal = Journal(full / "events.jsonl")
+    for number in range(100):
+        journal.add("phase", f"{number} " + 2000 * "x", epoch=number, phase="loading")
+    whole = (full / "events.jsonl").read_text()
+    assert whole == "" or whole.endswith("\n")
+    (full / "filler").unlink()
+    journal.add("phase", "there is room", epoch=101, phase="serving")
+    assert [record["says"] for record in Journal(full / "events.jsonl").last(1)] == ["there is room"]
+    assert len(journal.last(200)) == 101  # in memory nothing was lost
+
+
+RUBBISH = [os.urandom(5000), b"", b"{}\n", b"[" * 100_000, b'{"says": 1, "id": [], "at": 0}\n', b"\xff" * 10, b"null\n"]
+
+
+@pytest.mark.parametrize("content", RUBBISH, ids=range(len(RUBBISH)))
+def test_rubbish_among_the_events_costs_only_itself(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "events.jsonl"
+    Journal(file).add("phase", "before", epoch=1, phase="idle")
+    with file.open("ab") as opened:
+        opened.write(content + b"\n")
+    Journal(file).add("phase", "after", epoch=1, phase="idle")
+    assert [record["says"] for record in Journal(file).last(10)] == ["before", "after"]
+
+
+def test_events_of_any_size_are_read_from_their_end(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    with file.open("wb") as opened:
+        opened.truncate(3 << 30)  # sparse: it would not fit into the daemon's memory
+    journal = Journal(file)
+    journal.add("phase", "now", epoch=1, phase="idle")
+    assert [record["says"] for record in Journal(file).last(10)] == ["now"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"gate": "ajar"}',
+        b'{"epoch": -1}',
+        b'{"epoch": 1e400}',
+        b'{"restarts_used": -3}',
+        b"[" * 100_000,
+        os.urandom(4096),
+    ],
+)
+def test_a_state_that_this_version_does_not_understand_is_set_aside(paths: Paths, content: bytes) -> None:
+    paths.state.mkdir(parents=True)
+    paths.saved.write_bytes(content)
+    store = Store(paths)
+    assert store.load() is None
+    assert len(store.complaints) == 1 and "\n" not in store.complaints[0]
+
+
+def test_a_huge_state_is_not_read(paths: Paths) -> None:
+    paths.state.mkdir(parents=True)
+    with paths.saved.open("wb") as opened:
+        opened.truncate(3 << 30)
+    store = Store(paths)
+    assert store.load() is None
+    assert "more than" in store.complaints[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"load": 1e999}', '{"load": -3}', '{"load": NaN}', "[]", "7"])
+def test_learned_durations_that_are_none_are_nothing(paths: Paths, text: str) -> None:
+    paths.state.mkdir(parents=True)
+    paths.learned.write_text(text)
+    assert Store(paths).load_learned() == {}

@@ -11,8 +11,9 @@ from checks_facts import asked, container, facts, given, serving, verdicts
 
 from sparkd.doctor import facts as shared
 from sparkd.doctor.ask import ask
-from sparkd.doctor.check import Check, of_layer
+from sparkd.doctor.check import Check
 from sparkd.doctor.checks import driver
+from sparkd.doctor.declared import of_layer
 from sparkd.doctor.facts import Facts
 from sparkd.host.gpu import Gpu, Installed, SmiFailedError, SmiHungError
 from sparkd.host.thermal import Zone

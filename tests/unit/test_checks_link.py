@@ -10,9 +10,9 @@ from checks_facts import asked, container, facts, given
 from test_host_bond import BACKUP, LACP
 from test_host_rdma import spark
 
-from sparkd.doctor.check import find, of_layer
 from sparkd.doctor.checks import link, rdma
 from sparkd.doctor.checks.image import look
+from sparkd.doctor.declared import find, of_layer
 from sparkd.doctor.facts import Facts
 from sparkd.doctor.facts import container as container_fact
 from sparkd.engine.inside import parse

@@ -8,8 +8,8 @@ import pytest
 from node_facts import facts
 
 from sparkd.doctor import boundary
-from sparkd.doctor.check import of_pairs
 from sparkd.doctor.checks import pair
+from sparkd.doctor.declared import of_pairs
 from sparkd.model.diagnosis import Boundary
 
 SAME: dict[str, dict[str, str]] = {

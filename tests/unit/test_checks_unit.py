@@ -34,10 +34,10 @@ def node(
     **more: Any,
 ) -> Facts:
     here = facts(tmp_path, status=serving() if status is None else status or None, **more)
-    given(here, checks.unit, unit(**{"name": checks.AGENT, "file_state": "enabled"} | dict(agent or {})), checks.AGENT)
-    given(here, checks.unit, unit(**{"name": checks.ENGINE} | dict(engine_unit or {})), checks.ENGINE)
+    given(here, checks.unit_state, unit(**{"name": checks.AGENT, "file_state": "enabled"} | dict(agent or {})), checks.AGENT)
+    given(here, checks.unit_state, unit(**{"name": checks.ENGINE} | dict(engine_unit or {})), checks.ENGINE)
     for other in others:
-        given(here, checks.unit, other, other.name)
+        given(here, checks.unit_state, other, other.name)
     given(here, shared.engine_processes, engines)
     given(here, shared.container, container())
     return here

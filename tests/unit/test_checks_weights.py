@@ -11,9 +11,10 @@ from checks_facts import asked, container, facts, given
 from engine_plan import plan
 from test_engine_weights import shard, weights
 
-from sparkd.doctor.check import Gate, of_layer
+from sparkd.doctor.check import Gate
 from sparkd.doctor.checks import weights as checks
 from sparkd.doctor.checks.docker import Room
+from sparkd.doctor.declared import of_layer
 from sparkd.doctor.facts import Facts
 from sparkd.doctor.facts import container as container_fact
 from sparkd.engine.weights import manifest

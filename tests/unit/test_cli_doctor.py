@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from cli_daemon import CHECKOUT, SERVING, Daemon, Home
 
-from sparkd.doctor.check import every_check
+from sparkd.doctor.declared import every_check
 from sparkd.model.diagnosis import Diagnosis, Examination
 from sparkd.model.finding import Finding, Verdict
 

@@ -14,7 +14,7 @@ import sparkd
 from sparkd.cli.explain import did_you_mean, everything, lines, look_up
 from sparkd.control.node import TRANSITIONS
 from sparkd.doctor.catalogue import records
-from sparkd.doctor.check import every_check
+from sparkd.doctor.declared import every_check
 
 PACKAGE = Path(sparkd.__file__).parent
 TELLING = {"bad", "good", "warning", "unknown", "Note", "note", "_ending"}  # functions whose first argument is an id

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sparkd.doctor.ask import ask, at_once, chosen, hide
-from sparkd.doctor.check import Answers, Check, Gate, cannot_tell, check, no, of_nodes, yes
+from sparkd.doctor.check import Answers, Check, Gate, cannot_tell, check, no, yes
+from sparkd.doctor.declared import of_nodes
 from sparkd.doctor.facts import Facts
 from sparkd.engine.container import Docker
 from sparkd.host.clock import monotonic

@@ -11,7 +11,7 @@ import pytest
 
 from sparkd.cli.explain import lines
 from sparkd.doctor.catalogue import Record, Signature, forget, load, pattern, records, wanted
-from sparkd.doctor.check import find
+from sparkd.doctor.declared import find
 from sparkd.doctor.needles import needles
 from sparkd.doctor.searching import matching
 from sparkd.doctor.signatures import Text, classify, sentence

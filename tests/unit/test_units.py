@@ -142,6 +142,44 @@ def test_the_engine_starts_without_the_launch_id_in_its_client(tmp_path: Path) -
         assert done.returncode != 0 and name in done.stderr
 
 
+def engine_script(tmp_path: Path, log: Path, client: str) -> subprocess.Popen[str]:
+    program(tmp_path / "docker", client)
+    given = {"SPARKD_CONTAINER": "vllm_ds4", "SPARKD_SCRIPT": "/workspace/a.sh", "SPARKD_LAUNCH_ID": LAUNCH}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SPARKD_LOG": str(log), **given}
+    return subprocess.Popen([CHECKOUT / "scripts/sparkd-engine"], env=environment, text=True)
+
+
+@pytest.mark.parametrize("status", [0, 3, 137])
+def test_the_unit_ends_as_its_client_ended(tmp_path: Path, status: int) -> None:
+    with engine_script(tmp_path, tmp_path / "log", f"print('last words'); sys.exit({status})") as engine:
+        assert engine.wait(timeout=30) == status
+    assert (tmp_path / "log").read_text() == "last words\n"
+
+
+def test_a_full_disk_costs_the_log_and_not_the_engine(tmp_path: Path) -> None:
+    """The client that met it would have ended with an error, and left an engine that nobody hears."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        says = "import time\nfor _ in range(100): print(999 * 'x', flush=True)\n"
+        says += f"os.remove('{disk}/filler'); time.sleep(7)\nprint('after', flush=True)"
+        (disk / "log").write_text("")
+        (disk / "filler").write_bytes(bytes(40_000))
+        with engine_script(tmp_path, disk / "log", says) as engine:
+            assert engine.wait(timeout=60) == 0
+        assert (disk / "log").read_text().endswith("after\n")
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_log_that_cannot_be_opened_ends_nothing(tmp_path: Path) -> None:
+    with engine_script(tmp_path, tmp_path / "missing/log", "print(100_000 * 'x'); sys.exit(5)") as engine:
+        assert engine.wait(timeout=30) == 5
+
+
 def stop_engine(tmp_path: Path, launch: str) -> str:
     """Run the stop script as systemd does: the id in the environment, no argument. What sparkd was called with."""
     command = program(tmp_path / "sparkd", "print(*sys.argv[1:])")

@@ -11,7 +11,7 @@ from typing import Any
 from sparkd.config.identity import local_addresses
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.checks.endpoint import listed
-from sparkd.doctor.checks.engine import engine_of, is_claimed, phase
+from sparkd.doctor.checks.engine import engine_of, is_claimed
 from sparkd.doctor.facts import Facts, fact
 from sparkd.engine.weights import host_path
 from sparkd.host import link, ports
@@ -259,7 +259,7 @@ def base_url(facts: Facts) -> Answers:
         return
     bound = [one.address for one in listening(facts)]
     if not bound:
-        if phase(facts) in _LOADED and engine_of(facts) and is_claimed(facts):
+        if facts.phase in _LOADED and engine_of(facts) and is_claimed(facts):
             yield cannot_tell(f"nobody listens on port {facts.plan.api_port}")
         return
     if reaches(str(head.lan), bound):

@@ -10,8 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sparkd.doctor.checks.container import try_container
-from sparkd.doctor.checks.unit import unit
-from sparkd.doctor.facts import Facts, engine_processes, fact
+from sparkd.doctor.facts import Facts, engine_processes, fact, unit_state
 from sparkd.engine import process
 from sparkd.engine.arguments import Script, read_script
 from sparkd.host import execstart, marks
@@ -70,8 +69,8 @@ def _commands(where: str, script: Script) -> Iterator[Command]:
 
 
 def _operator_scripts(facts: Facts) -> Iterator[tuple[str, Script]]:
-    for name in operator_units(facts):
-        for command in unit(facts, name).exec_start:
+    for name in facts.operator_units:
+        for command in unit_state(facts, name).exec_start:
             for told in inline(command):
                 yield f"ExecStart of {name}", told
             for wanted in execstart.wanted_paths(command):
@@ -98,12 +97,6 @@ def inline(command: Sequence[str]) -> Iterator[Script]:
     for script in map(read_script, texts):
         if script.commands:
             yield Script(script.commands, given | dict(script.environment))
-
-
-def operator_units(facts: Facts) -> list[str]:
-    """Installed or not: those that the configuration names for this node."""
-    node = facts.node
-    return [each.name for each in facts.configured.operator_units if not each.nodes or node in each.nodes]
 
 
 def commands(facts: Facts) -> tuple[Command, ...]:

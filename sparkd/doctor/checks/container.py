@@ -38,11 +38,7 @@ def added_files(facts: Facts) -> tuple[str, ...]:
 
 def expected(facts: Facts) -> bool:
     """A launch is meant to live here now, so that its container must run. In a launch's preflight none is."""
-    return not facts.calm and launch_id(facts) is not None and phase(facts) not in ("clean", "container", "stopping")
-
-
-def phase(facts: Facts) -> str:
-    return str(facts.status.get("phase", "")) if facts.status is not None else ""
+    return not facts.calm and launch_id(facts) is not None and facts.phase not in ("clean", "container", "stopping")
 
 
 def _differs(facts: Facts, state: ContainerState) -> list[str]:
@@ -188,7 +184,7 @@ def oom_killed(facts: Facts) -> Answers:
         return
     says = f"the kernel killed a process of container {state.name} for want of memory since {state.started_at[:19]}"
     # In a container that runs on, it may have been an engine of long ago.
-    yield (doubtful if state.running and phase(facts) == "serving" else no)(says)
+    yield (doubtful if state.running and facts.phase == "serving" else no)(says)
 
 
 @check(

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from sparkd.doctor.catalogue import record
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
-from sparkd.doctor.checks.unit import unit
-from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id
+from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id, unit_state
 from sparkd.engine import process
 from sparkd.engine.endpoint import Endpoint
 from sparkd.host import processes
@@ -52,11 +51,6 @@ def layer_of(id: str) -> str:
     """The layer in which a finding of that id is told."""
     word = id.partition(".")[0]
     return word if word in LAYERS else _LAYER_OF.get(word, Layer.ENGINE.value)
-
-
-def phase(facts: Facts) -> str:
-    """Where the daemon says that this node stands; empty where there is no daemon."""
-    return str((facts.status or {}).get("phase") or "")
 
 
 def told(facts: Facts, what: str) -> Finding | None:
@@ -104,7 +98,7 @@ def blocked(facts: Facts) -> Answers:
         # It comes by itself, or a limit makes a loss of it: not yet bad, unless a check of its own says so.
         yield waiting.model_copy(update={"verdict": Verdict.WARNING})
     else:
-        yield yes(f"the daemon is not blocked ({phase(facts) or 'no phase'})")
+        yield yes(f"the daemon is not blocked ({facts.phase or 'no phase'})")
 
 
 @fact
@@ -129,12 +123,12 @@ def not_serving(facts: Facts) -> Answers:
     status = facts.status
     if status is None or facts.calm or status.get("serving") or not status.get("run"):
         return
-    if phase(facts) not in BETWEEN or status.get("blocked"):
+    if facts.phase not in BETWEEN or status.get("blocked"):
         return
     kept = saved(facts)
     if kept is not None and kept.loss is not None and kept.loss.epoch >= int(status.get("epoch") or 0):
         yield _placed(kept.loss.finding)
-    elif phase(facts) == "backoff":
+    elif facts.phase == "backoff":
         says = f"nothing serves: {status.get('reason') or 'the daemon waits before the next attempt'}"
         yield doubtful(says).model_copy(update={"symptom": True})
 
@@ -154,12 +148,12 @@ def not_serving(facts: Facts) -> Answers:
 )
 def relaunching(facts: Facts) -> Answers:
     status = facts.status
-    if status is None or facts.calm or not status.get("run") or phase(facts) not in STARTING:
+    if status is None or facts.calm or not status.get("run") or facts.phase not in STARTING:
         return
     kept, epoch = saved(facts), int(status.get("epoch") or 0)
     if kept is not None and kept.loss is not None and kept.loss.epoch == epoch - 1:
         lost = _placed(kept.loss.finding)
-        says = f"epoch {epoch - 1} ended: {lost.says}; epoch {epoch} is on its way ({phase(facts)})"
+        says = f"epoch {epoch - 1} ended: {lost.says}; epoch {epoch} is on its way ({facts.phase})"
         remedy = f"wait: sparkd wait --ready; if it happens again: {lost.remedy or 'sparkd events'}"
         told = {"verdict": Verdict.WARNING, "says": says, "remedy": remedy, "who": Who.SPARKD, "symptom": True}
         yield lost.model_copy(update=told)
@@ -219,7 +213,7 @@ def silent(facts: Facts) -> Answers:
     if facts.calm:
         return
     if facts.status is not None:
-        yield yes(f"sparkd answers (phase {phase(facts)})")
+        yield yes(f"sparkd answers (phase {facts.phase})")
         return
     state = _unit_says(facts)
     if state.startswith("inactive"):
@@ -265,7 +259,7 @@ def peer_silent(facts: Facts) -> Answers:
 
 def _unit_says(facts: Facts) -> str:
     try:
-        return unit(facts, "sparkd.service").says
+        return unit_state(facts, "sparkd.service").says
     except SparkdError:
         return ""
 
@@ -289,7 +283,7 @@ def is_meant_to_live(facts: Facts) -> bool:
     """A launch that is past its start: the daemon says so, or systemd where there is no daemon."""
     if facts.calm:
         return False
-    return phase(facts) in LIVING if facts.status is not None else launch_id(facts) is not None
+    return facts.phase in LIVING if facts.status is not None else launch_id(facts) is not None
 
 
 @check(
@@ -338,7 +332,7 @@ def down(facts: Facts) -> Answers:
 )
 def stalled(facts: Facts) -> Answers:
     launch = launch_id(facts)
-    if facts.calm or launch is None or phase(facts) != "loading":
+    if facts.calm or launch is None or facts.phase != "loading":
         return
     silent_s = time.time() - facts.paths.engine_log(launch).stat().st_mtime
     patience_s = min(SILENT_MAX_S, facts.configured.limits.load_max_s / 4)
@@ -363,7 +357,7 @@ def stalled(facts: Facts) -> Answers:
     symptom=True,
 )
 def rank_dead(facts: Facts) -> Answers:
-    if facts.calm or (facts.status is not None and phase(facts) not in WHOLE):
+    if facts.calm or (facts.status is not None and facts.phase not in WHOLE):
         return
     found = engine_of(facts)
     if top_of(found) is None:

@@ -73,7 +73,7 @@ def _gib(amount: int) -> str:
 )
 def short(facts: Facts) -> Answers:
     have, needed, share = now(facts), memory_needed(facts.plan, now(facts)), facts.plan.gpu_memory_utilization
-    if process.engine_here(facts) or process.phase(facts) in process.ENDING or not needed:
+    if process.engine_here(facts) or facts.phase in process.ENDING or not needed:
         return  # it has what it asked for, or is giving it back
     if have.available >= needed:
         yield yes(f"{_gib(have.available)} of {_gib(have.total)} can be had, the engine will ask for {_gib(needed)}")
@@ -86,7 +86,7 @@ def short(facts: Facts) -> Answers:
 def _missing(facts: Facts) -> Callable[..., Finding]:
     """Between two launches memory may still be on its way back: bad only where sparkd itself has waited for it in vain."""
     waited_for = ((facts.status or {}).get("waiting") or {}).get("id")
-    return doubtful if process.phase(facts) in process.BETWEEN and waited_for != "memory.short" else no
+    return doubtful if facts.phase in process.BETWEEN and waited_for != "memory.short" else no
 
 
 @check(
@@ -129,7 +129,7 @@ def page_cache(facts: Facts) -> Answers:
     after=("process.stale", "process.unkillable", "memory.cotenant"),
 )
 def not_returned(facts: Facts) -> Answers:
-    if not driver.has_gpu(facts) or process.engine_here(facts) or process.phase(facts) in process.ENDING:
+    if not driver.has_gpu(facts) or process.engine_here(facts) or facts.phase in process.ENDING:
         return
     lost = vm.unaccounted_bytes(vm.meminfo())
     try:

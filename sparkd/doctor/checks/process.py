@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no, yes
+from sparkd.doctor.checks import commands, script
 from sparkd.doctor.facts import Facts, container, engine_processes, fact, launch_id
 from sparkd.engine import cleaning
 from sparkd.host import clock, memory, ports, processes, usage
@@ -96,11 +97,6 @@ def judge(
     return Owned(tuple(stale), tuple(one for one in others if one not in undecided), undecided)
 
 
-def phase(facts: Facts) -> str:
-    """Where the daemon says that this node stands; empty where there is no daemon."""
-    return str((facts.status or {}).get("phase") or "")
-
-
 def engine_here(facts: Facts) -> bool:
     """Whether an engine that is not provably somebody else's lives on this host: then its memory is meant to be full."""
     others = {one.pid for one in owned(facts).foreign} if facts.cluster_plan is not None else set()
@@ -133,7 +129,7 @@ def _named(found: Iterable[EngineProcess]) -> str:
 )
 def stale(facts: Facts) -> Answers:
     found = owned(facts)
-    if facts.calm or phase(facts) in ENDING:
+    if facts.calm or facts.phase in ENDING:
         return  # they are being ended this moment
     proper = [(one, why) for one, why in found.stale if is_engine_proper(one)]
     if proper:
@@ -141,7 +137,7 @@ def stale(facts: Facts) -> Answers:
         more = f", and {len(proper) - 1} more" if len(proper) > 1 else ""
         evidence = tuple(f"process {each.pid} {each.name}: {reason}" for each, reason in found.stale)
         # Between two launches it is the trace of what happened, and the next one begins by ending it.
-        answer = doubtful if phase(facts) in BETWEEN else no
+        answer = doubtful if facts.phase in BETWEEN else no
         found_it = answer(f"{one.name} (pid {one.pid}) is of no living launch: it {why}{more}", evidence=evidence)
         yield found_it.model_copy(update={"symptom": _is_badly_told(facts, {each.pid for each, _ in proper})})
         return
@@ -158,8 +154,6 @@ def stale(facts: Facts) -> Answers:
 
 def _is_badly_told(facts: Facts, pids: Collection[int]) -> bool:
     """Somebody started it by hand or by a unit, with arguments that cannot work: then those are what is to be mended."""
-    from sparkd.doctor.checks import commands, script
-
     return any(
         script.flaws(command, facts.plan)
         for command in commands.living(facts)
@@ -235,7 +229,7 @@ def conflict(facts: Facts) -> Answers:
 def taken(facts: Facts) -> Answers:
     plan = facts.plan
     needed = cleaning.needed_ports(plan) if plan.container.network == "host" else ()
-    if not needed or facts.calm or phase(facts) in (*ENDING, "launching"):
+    if not needed or facts.calm or facts.phase in (*ENDING, "launching"):
         return
     alive = {one.pid for one in living(facts)}
     wrong = intruders(needed, listeners(facts), alive, owned(facts))

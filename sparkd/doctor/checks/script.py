@@ -8,12 +8,11 @@ from ipaddress import ip_address
 from itertools import pairwise
 
 from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no, yes
-from sparkd.doctor.checks.commands import Command, commands, living, operator_units
-from sparkd.doctor.checks.container import expected, phase, try_container
+from sparkd.doctor.checks.commands import Command, commands, living
+from sparkd.doctor.checks.container import expected, try_container
 from sparkd.doctor.checks.engine import launched
 from sparkd.doctor.checks.image import look
-from sparkd.doctor.checks.unit import unit
-from sparkd.doctor.facts import Facts, container, launch_id
+from sparkd.doctor.facts import Facts, container, launch_id, unit_state
 from sparkd.engine import process, scripts
 from sparkd.engine.arguments import forbidden, json_arguments, json_faults, value_of
 from sparkd.model.finding import Cure, Layer, Who
@@ -336,10 +335,10 @@ def _tool(port: int) -> str:
     sample="vllm-ds4-head.service passes --compilation-config through `bash -c`",
 )
 def unit_json(facts: Facts) -> Answers:
-    names = operator_units(facts)
+    names = facts.operator_units
     found = False
     for name in names:
-        for flag in judge_unit_json(unit(facts, name).exec_start):
+        for flag in judge_unit_json(unit_state(facts, name).exec_start):
             found = True
             yield doubtful(f"{name} passes {flag} through `bash -c`", remedy=f"systemctl cat {name}")
     if names and not found:
@@ -432,7 +431,7 @@ def stale(facts: Facts) -> Answers:
             # What it was launched with is as it should be. If the new configuration is wrong, that is told by itself.
             says = f"the configuration was changed after the launch: {wrong[0]}"
             yield doubtful(says, evidence=tuple(wrong)).model_copy(update={"symptom": True})
-        elif pending or facts.status is None or phase(facts) != "serving":
+        elif pending or facts.status is None or facts.phase != "serving":
             why = f" ({pending})" if pending else ""
             yield doubtful(f"{command.where}: {wrong[0]}{why}", evidence=tuple(wrong))
         else:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.checks import process
-from sparkd.doctor.facts import Facts, container, engine_processes, fact, launch_id
+from sparkd.doctor.facts import AGENT, Facts, container, engine_processes, fact, launch_id, unit_state
 from sparkd.doctor.last_boot import last_boot as last_boot  # declared beside what it reads; told with the units
-from sparkd.doctor.redact import redact
 from sparkd.host import execstart, supervisors, units
 from sparkd.host.clock import monotonic
 from sparkd.host.processes import is_engine_proper
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Layer, Who
+from sparkd.model.redact import redact
 
-AGENT, ENGINE, READY = "sparkd.service", "sparkd-engine.service", "sparkd-ready.service"
+ENGINE, READY = "sparkd-engine.service", "sparkd-ready.service"
 OUR_UNITS = (AGENT, ENGINE)
 OUR_DROP_INS = ("254-restart-steps.conf",)
 COMPOSE_LABEL = "com.docker.compose.project"
@@ -42,37 +42,22 @@ _CHANGES = re.compile(
 # --- facts ----------------------------------------------------------------------------------------
 
 
-@fact
-def unit(facts: Facts, name: str) -> units.UnitState:
-    """The unit as systemd has it. UnreachableError where systemd does not answer."""
-    if name != AGENT:
-        unit(facts, AGENT)  # where systemd does not answer, it is waited for once, not for each unit
-    return units.unit_state(name)
-
-
 def unit_names(facts: Facts) -> list[str]:
     """Ours and those of the operator's own that the configuration names for this node."""
-    return [*OUR_UNITS, *_operator_units(facts)]
-
-
-def _operator_units(facts: Facts) -> list[str]:
-    if facts.settings is None:
-        return []
-    node = facts.node
-    return [each.name for each in facts.settings.operator_units if not each.nodes or node in each.nodes]
+    return [*OUR_UNITS, *facts.operator_units]
 
 
 def _installed(facts: Facts) -> Iterator[units.UnitState]:
     for name in unit_names(facts):
-        state = unit(facts, name)
+        state = unit_state(facts, name)
         if state.load_state != "not-found":
             yield state
 
 
 def _drivers(facts: Facts) -> Iterator[units.UnitState]:
     """Those of the operator's units that start the engine or drive its container."""
-    for each in _operator_units(facts):
-        state, name = unit(facts, each), facts.plan.container.name
+    for each in facts.operator_units:
+        state, name = unit_state(facts, each), facts.plan.container.name
         if state.load_state == "loaded" and any(supervisors.drives(" ".join(argv), name) for argv in state.exec_start):
             yield state
 
@@ -97,7 +82,7 @@ def _age_s(state: units.UnitState) -> float | None:
 )
 def missing(facts: Facts) -> Answers:
     names = unit_names(facts)
-    absent = [name for name in names if unit(facts, name).load_state == "not-found"]
+    absent = [name for name in names if unit_state(facts, name).load_state == "not-found"]
     for name in absent:
         if name in OUR_UNITS:
             yield no(f"{name} is not installed")
@@ -179,7 +164,7 @@ def needs_reload(facts: Facts) -> Answers:
 def drop_ins(facts: Facts) -> Answers:
     found = False
     for name in OUR_UNITS:
-        for path in unit(facts, name).drop_ins:
+        for path in unit_state(facts, name).drop_ins:
             if Path(path).name in OUR_DROP_INS:
                 continue
             changes = changed_settings(Path(path).read_text(encoding="utf-8", errors="replace"))
@@ -194,7 +179,7 @@ def drop_ins(facts: Facts) -> Answers:
                     yield no(f"{says}, and there is no {stranger}", evidence=evidence, remedy=remedy)
                 else:
                     yield doubtful(says, evidence=evidence, remedy=remedy)
-    if not found and any(unit(facts, name).exists for name in OUR_UNITS):
+    if not found and any(unit_state(facts, name).exists for name in OUR_UNITS):
         yield yes("no drop-in changes how sparkd's units work")
 
 
@@ -247,7 +232,7 @@ def double_supervision(facts: Facts) -> Answers:
         rivals += 1
         remedy = f"systemctl disable --now {one.name}" if one.kind == "unit" else f"take it out of {one.path}"
         says = f"{one.name} ({how}) drives container {name} too: {redact(one.line)}"
-        listed = one.name in _operator_units(facts)
+        listed = one.name in facts.operator_units
         yield (doubtful if listed or one.kind != "unit" else no)(says, evidence=(str(one.path),), remedy=remedy)
     project = _compose_project(facts)
     if project:
@@ -266,7 +251,7 @@ def starters(facts: Facts) -> tuple[supervisors.Starter, ...]:
 
 def _in_charge(facts: Facts) -> bool:
     """Whether sparkd starts the engine here at all, now or after a boot: else another one is the only one."""
-    agent = unit(facts, AGENT)
+    agent = unit_state(facts, AGENT)
     return agent.exists and (agent.active_state in ("active", "activating") or agent.file_state == "enabled")
 
 
@@ -278,12 +263,12 @@ def rivalry(facts: Facts, one: supervisors.Starter) -> str | None:
         return "a user's unit" if one.enabled else None
     if "@" in one.name:
         return None  # a template: its instances are units of their own
-    state = unit(facts, one.name)
+    state = unit_state(facts, one.name)
     if state.active_state in ("active", "activating", "reloading"):
         return state.active_state
     if state.file_state.startswith("enabled"):
         return "enabled: started at each boot"
-    timer = unit(facts, one.name.removesuffix(".service") + ".timer")
+    timer = unit_state(facts, one.name.removesuffix(".service") + ".timer")
     return "by its timer" if timer.active_state == "active" else None
 
 
@@ -309,7 +294,7 @@ def _compose_project(facts: Facts) -> str | None:
 )
 def engine_gone(facts: Facts) -> Answers:
     engines = [one for one in engine_processes(facts) if is_engine_proper(one)]
-    ours, state = process.living(facts), unit(facts, ENGINE)
+    ours, state = process.living(facts), unit_state(facts, ENGINE)
     wrong = False
     if believed(state.active_state, _age_s(state), facts.status) and not ours:
         if any(one.launch_id is None for one in engines) and not process.is_root():
@@ -318,7 +303,7 @@ def engine_gone(facts: Facts) -> Answers:
             )
             return
         wrong = True
-        said = f"phase {process.phase(facts)}" if facts.status else f"{ENGINE} is {state.says}"
+        said = f"phase {facts.phase}" if facts.status else f"{ENGINE} is {state.says}"
         yield no(f"{said}, and no engine process of the launch lives on this node")
     for rival in _drivers(facts):
         if rival.active_state == "active" and (_age_s(rival) or 0) > START_SETTLES_S and not engines:
@@ -347,7 +332,7 @@ def believed(active_state: str, age_s: float | None, status: Mapping[str, object
     after=("unit.missing", "unit.failed", "unit.restart-loop"),
 )
 def not_running(facts: Facts) -> Answers:
-    agent = unit(facts, AGENT)
+    agent = unit_state(facts, AGENT)
     if facts.calm or not agent.exists:
         return
     if facts.status is not None or agent.active_state != "inactive":  # active and silent, or failed: other checks tell
@@ -369,7 +354,7 @@ def not_running(facts: Facts) -> Answers:
     after=("unit.missing",),
 )
 def disabled(facts: Facts) -> Answers:
-    agent = unit(facts, AGENT)
+    agent = unit_state(facts, AGENT)
     if not agent.exists:
         return
     if agent.file_state in ("disabled", "masked", "masked-runtime", "enabled-runtime"):

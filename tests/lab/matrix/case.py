@@ -9,6 +9,8 @@ from typing import Protocol
 
 from tests.lab.pair import NODES, Pair
 
+BOTH = "both"  # stands for a node where a case strikes all of them; `make` gets it and ignores it
+
 
 class Expect(StrEnum):
     """How a case should end. Each is judged by what clients, processes and files show, not by what is claimed."""
@@ -39,8 +41,10 @@ class Case:
     mend: Change = nothing
     mend_after_s: float = 0.0  # how long the fault lasts; 0: mended at once after it was made (a kill needs no mending)
     until_blocked: bool = False  # mended only once it is blocked
+    until_over: bool = False  # mended only once the launch that it struck is over: a new one would be struck as well
+    lossless: bool = False  # no request may fail
     finding: str = ""  # BLOCKS: the id that a person is told
-    nodes: tuple[str, ...] = NODES
+    nodes: tuple[str, ...] = NODES  # or (BOTH,), where there is no choice
     loads: tuple[Load, ...] = (Load.IDLE, Load.LOADED)
     max_s: float = 120.0  # from the fault (GOES_ON: from its mending) to an answer
     slow: bool = False  # minutes by nature: left to `scripts/faults`
@@ -64,7 +68,8 @@ class Row:
 
     @property
     def good(self) -> bool:
-        return self.ended == self.case.expect and not self.left_behind
+        lost = self.failed if self.case.lossless else 0
+        return self.ended == self.case.expect and not self.left_behind and not lost
 
 
 class Keeper(Protocol):
@@ -78,6 +83,9 @@ class Keeper(Protocol):
 
     def launch(self) -> object:
         """Names the launch that serves now: equal as long as nothing was torn down."""
+
+    def settled(self) -> bool:
+        """It is at rest: nothing that it has begun is still under way."""
 
     def noticed_at(self, since: float) -> float | None:
         """When it first acted on what was broken after `since` (wall clock, seconds)."""

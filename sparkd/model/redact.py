@@ -1,11 +1,13 @@
 """Secrets out of everything that sparkd prints or packs: keys, tokens, passwords, private keys. Pure.
 
-What hides a secret keeps its name, so that a reader still sees that it was there.
+What hides a secret keeps its name, so that a reader still sees that it was there. Most text holds none: a quick look
+finds the few lines in which something might be, and only those are searched in earnest.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 HIDDEN = "[redacted]"
 
@@ -30,7 +32,7 @@ _TOKENS = re.compile(
 )
 _PEM = re.compile(
     r"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----)(?:(?!-----(?:END|BEGIN) ).){0,20000}"
-    r"(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|(?=-----BEGIN )|\Z)",
+    r"(-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|(?=-----BEGIN )|\Z)",
     re.S,
 )
 # Authorization: Bearer abc, "authorization": "Basic abc", -H 'X-Api-Key: abc', Bearer abc
@@ -40,10 +42,11 @@ _HEADER = re.compile(
     re.I,
 )
 _BEARER = re.compile(r"(\bbearer\s+)([A-Za-z0-9._~+/=-]{8,})", re.I)
-_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"']{0,128}:)([^\s/@\"']{1,256})(@)", re.I)
+# A password may hold an @ that nobody escaped: the last one before the host counts.
+_URL = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"']{0,128}:)([^\s/\"']{1,256})(@)", re.I)
 _QUERY = re.compile(r"([?&](?:[\w-]*(?:key|token|secret|signature|password)|sig)=)([^&\s\"'#]+)", re.I)
 # NAME=value, NAME: value, 'name': 'value', "name": ["value", "other"], --name value, --name=value
-_LISTED = re.compile(rf"({_QUOTE}?\b{_NAME}{_QUOTE}?\s*[:=]\s*)(\[[^\[\]\n]{{1,4000}}\])", re.I)
+_LISTED = re.compile(rf"({_QUOTE}?\b{_NAME}{_QUOTE}?\s*[:=]\s*)(\[[^\[\]]{{1,2000}}\])", re.I)
 _QUOTED = re.compile(
     rf"({_QUOTE}?(?<![A-Za-z0-9]){_NAME}{_QUOTE}?\s*[:=]\s*\[?\s*)({_QUOTE})((?:(?!\2)[^\n])*)(\2)", re.I
 )
@@ -63,14 +66,74 @@ _HARMLESS = re.compile(
 )
 
 
+# Where one of the named patterns could stand at all: the end of a name, then what joins it to a value.
+_HINT = re.compile(
+    rf"(?:key|token|secret|passw(?:or)?d|passphrase|pwd|credential)s?{_QUOTE}?(?:(?P<joined>\s*[:=])|[\s,\x00])", re.I
+)
+_OPTION = re.compile(r"(?<![\w-])--?[\w.-]*\Z")
+_OPTION_MAX_CHARS = 80
+_SPAN_LINES = 8  # a name's value may stand in the lines after it: YAML, pretty JSON, a wrapped command line
+_PASSES_MAX = 12  # what a replacement uncovers is hidden too; more than four have not been seen
+
+HINTS = ("key", "token", "secret", "passw", "passphrase", "pwd", "credential")
+
+
 def redact(text: str) -> str:
     """The text with every secret in it replaced by "[redacted]". Twice is the same as once."""
-    text = _PEM.sub(rf"\1{HIDDEN}", text)
+    for _ in range(_PASSES_MAX):
+        hidden = _once(text)
+        if hidden == text:
+            break
+        text = hidden
+    return text
+
+
+def _once(text: str) -> str:
+    if "PRIVATE KEY" in text:
+        text = _PEM.sub(rf"\1{HIDDEN}\2", text)
     text = _TOKENS.sub(HIDDEN, text)
-    text = _HEADER.sub(_hide, text)
-    text = _BEARER.sub(_hide, text)
-    text = _URL.sub(rf"\1{HIDDEN}\3", text)
-    text = _QUERY.sub(_hide, text)
+    lowered = text.lower()
+    if any(word in lowered for word in ("authorization", "x-api-key", "cookie")):
+        text = _HEADER.sub(_hide, text)
+    if "bearer" in lowered:
+        text = _BEARER.sub(_hide, text)
+    if "://" in text and "@" in text:
+        text = _URL.sub(rf"\1{HIDDEN}\3", text)
+    if "?" in text or "&" in text:
+        text = _QUERY.sub(_hide, text)
+    if not any(word in lowered for word in HINTS):
+        return text
+    parts, at = [], 0
+    for first, last in _spans(text):
+        parts += [text[at:first], _named(text[first:last])]
+        at = last
+    return "".join([*parts, text[at:]])
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """From the line of a hint to some lines after it; those that touch are one."""
+    first = last = line_end = 0
+    for match in _HINT.finditer(text):
+        if match.start() < line_end:
+            continue  # in the same line: it was looked at for its first hint
+        if not match["joined"] and not _OPTION.search(text, max(0, match.start() - _OPTION_MAX_CHARS), match.start()):
+            continue  # a word of a sentence
+        if match.start() >= last:
+            if last:
+                yield first, last
+            first = text.rfind("\n", last, match.start()) + 1 or last
+        line_end = last = _line_end(text, match.end())
+        for _ in range(_SPAN_LINES):
+            last = _line_end(text, last)
+    if last:
+        yield first, last
+
+
+def _line_end(text: str, at: int) -> int:
+    return text.find("\n", at) + 1 or len(text)
+
+
+def _named(text: str) -> str:
     text = _LISTED.sub(_hide_list, text)
     text = _QUOTED.sub(_hide_quoted, text)
     text = _SQUOTE_LIST.sub(rf"\1'{HIDDEN}'", text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkd.doctor.redact import redact
+from sparkd.model.redact import redact
 
 FIELD = Path(__file__).parent.parent / "data" / "field"
 SECRET = "S3cr3tValue99"

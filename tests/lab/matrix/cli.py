@@ -1,0 +1,166 @@
+"""`scripts/faults`: breaks the pair in every way that the matrix knows, and prints what came of it.
+
+  scripts/faults [CASE...]                 all cases, or those named; `--list` tells their names
+    --node NODE                            spark1, spark2 or both (as the table's cases name them) only
+    --load idle|loaded                     under this load only
+    --keeper sparkd|seed|both              who keeps the pair up: sparkd, the published deployment's two units, or one
+                                           after the other, side by side in the table (sparkd)
+    --slow                                 also the cases that take minutes by nature
+    --half                                 one load for each node of a case, as the tests do
+    --markdown                             write docs/faults.md
+    --json FILE                            write the rows; --from FILE shows what was written before and runs nothing
+
+Brings the lab up (SPARKD_LAB_NAME, as for `scripts/lab`) and leaves it up. Exit status 1 where a row of sparkd is not good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.lab.api import Lab
+from tests.lab.config import LIMITS
+from tests.lab.host import LabError
+from tests.lab.matrix import catalogue, table
+from tests.lab.matrix.case import BOTH, Keeper, Load, Row
+from tests.lab.matrix.runner import run
+from tests.lab.matrix.sparkd_keeper import SparkdKeeper
+from tests.lab.pair import NODES, START_S, STOP_SCALE, Pair
+from tests.lab.places import CHECKOUT
+
+MARKDOWN = CHECKOUT / "docs/faults.md"
+NAMES = {"sparkd": "sparkd", "seed": "units"}  # a keeper's name in the table
+USAGE_ERROR = 64
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status."""
+    options = parse(arguments)
+    if options.list:
+        for case in catalogue.cases():
+            print(f"{case.id:<22} {case.what}{' (slow)' if case.slow else ''}")
+        return 0
+    keepers = ["sparkd", "seed"] if options.keeper == "both" else [options.keeper]
+    try:
+        rows = read(options.read) if options.read else list(measured(options, keepers))
+    except LabError as error:
+        print(f"faults: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    show(rows, options)
+    return 0 if all(row.good for row in rows if row.keeper == "sparkd") else 1
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="faults", usage=__doc__)
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--node", choices=(*NODES, BOTH))
+    parser.add_argument("--load", choices=[*Load])
+    parser.add_argument("--keeper", choices=("sparkd", "seed", "both"), default="sparkd")
+    for flag in ("slow", "half", "markdown", "list"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--from", type=Path, dest="read", action="append")
+    options = parser.parse_args(arguments)
+    known = {case.id for case in catalogue.cases()}
+    if unknown := [case for case in options.cases if case not in known]:
+        print(f"faults: {', '.join(unknown)}: no such case; `scripts/faults --list` tells them", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
+    return options
+
+
+def chosen(options: argparse.Namespace) -> list[catalogue.Combination]:
+    named = [case for case in catalogue.cases() if not options.cases or case.id in options.cases]
+    wanted = [case for case in named if options.slow or not case.slow or case.id in options.cases]
+    every = catalogue.half(wanted) if options.half else catalogue.combinations(wanted)
+    return [
+        (case, node, load)
+        for case, node, load in every
+        if options.node in (None, node) and options.load in (None, load)
+    ]
+
+
+def measured(options: argparse.Namespace, keepers: Sequence[str]) -> Iterator[Row]:
+    """Each combination under each keeper; one line of progress for each."""
+    if os.geteuid() != 0:
+        raise LabError("breaking a lab needs root")
+    combinations = chosen(options)
+    lab = Lab()
+    lab.up()
+    pair = Pair(lab)
+    pair.pace(start_s=START_S, stop_scale=STOP_SCALE)
+    done, rows = 0, []
+    for name in keepers:
+        with kept_by(name, pair) as keeper:
+            say(table.heading([keeper.name])[1])
+            for case, node, load in combinations:
+                done += 1
+                began = time.monotonic()
+                try:
+                    row = run(case, node, load, keeper)
+                except (AssertionError, LabError) as error:
+                    told = str(error).splitlines()[0]
+                    row = Row(case, node, load, keeper.name, f"not made: {told}", None, None, 0, 0, ())
+                took_s = time.monotonic() - began
+                told = table.line([row], colours=sys.stderr.isatty())
+                say(f"{told}  [{done}/{len(combinations) * len(keepers)}, {took_s:.0f} s]")
+                for note in table.notes([row]):
+                    say(f"    {note}")
+                rows.append(row)
+                if options.json:
+                    options.json.write_text(json.dumps([table.as_json(row) for row in rows], indent=1) + "\n")
+                yield row
+
+
+@contextlib.contextmanager
+def kept_by(name: str, pair: Pair) -> Iterator[Keeper]:
+    if name == "sparkd":
+        yield SparkdKeeper(pair)
+        return
+    from tests.lab.matrix.seed_units import SeedUnits
+
+    with SeedUnits(pair) as units:
+        yield units
+
+
+def read(files: Sequence[Path]) -> list[Row]:
+    cases = {case.id: case for case in catalogue.cases()}
+    told = [row for file in files for row in json.loads(file.read_text())]
+    return [table.from_json(row, cases) for row in told if row["case"] in cases]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def show(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    keepers = list(dict.fromkeys(row.keeper for row in rows))
+    print(table.text(rows, keepers, colours=sys.stdout.isatty()))
+    print()
+    for keeper in keepers:
+        print(table.summary(rows, keeper))
+    if options.markdown:
+        MARKDOWN.write_text(table.markdown(rows, keepers, preface()))
+        print(f"written to {MARKDOWN.relative_to(CHECKOUT)}")
+
+
+def preface() -> list[str]:
+    limits = ", ".join(f"`{name}` {value:g}" for name, value in LIMITS.items())
+    return [
+        "What is broken in the two-node lab, how it should end, and how it ended: measured by clients on the LAN, by the "
+        "processes and by the files on the nodes, not by what anybody says of itself. `scripts/faults --markdown` writes "
+        "this page.",
+        "",
+        "systemd, Docker, D-Bus, the kernel and the network are real; vLLM is the lab's simulation, whose start takes "
+        f"{START_S:g} s and whose ways to stop take {STOP_SCALE:g} of the real one's time (a GB10 needs 8 to 9 minutes and "
+        f"11 s). sparkd works by the lab's limits, in seconds unless the name says otherwise: {limits}. Cases that name "
+        "another limit work by that. The shipped limits are longer (`link_loss_max_s` 45, `canary_interval_s` 60, "
+        "`hang_max_s` 90): where a limit decides, times on real machines are longer by as much.",
+    ]
