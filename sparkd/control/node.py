@@ -114,8 +114,9 @@ def begin(me: Me) -> NodeState:
 def step(state: NodeState, event: Event, now: float) -> Steps:
     """What becomes of the node, and what it asks for, in order. What must survive is saved before anything acts on it."""
     new, actions = absorb(state, event, now)
+    is_head = state.me.is_head
     for _ in range(MOVES_MAX):
-        if new.me.is_head:
+        if is_head:
             new, notes = cluster.lead(new, now)
             actions += notes
         moved = advance(new, now)
@@ -125,7 +126,7 @@ def step(state: NodeState, event: Event, now: float) -> Steps:
         actions += more
     else:
         raise AssertionError(f"{event} sets the node going round in circles (now {new.phase})")
-    if new.me.is_head:
+    if is_head:
         new = cluster.publish(new)
     if new is state:  # most turns: time passed, or a message said what was known
         return new, actions
@@ -146,10 +147,15 @@ def _told_changes(state: NodeState, new: NodeState) -> bool:
 
 
 def absorb(s: NodeState, event: Event, now: float) -> Steps:
-    """Remember what happened. Facts about an epoch that is not this launch's are about the past: dropped."""
+    """Remember what happened (the most frequent first). Facts about an epoch that is not this launch's are about the past:
+    dropped."""
     match event:
         case Tick():
             return s, []
+        case Heard(report=told) if told.rank in s.me.workers and not _older(told, s.peers.get(told.rank, Peer()).report):
+            return _met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), []
+        case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
+            return _told(s, intent, now)
         case Started():
             return _started(s, event, now)
         case Done() | Failed():
@@ -169,10 +175,6 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
             return serving.counted(s, counters, now), []
         case CanaryBack():
             return serving.canary_back(s, event, now)
-        case Heard(report=told) if told.rank in s.me.workers and not _older(told, s.peers.get(told.rank, Peer()).report):
-            return _met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), []
-        case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
-            return _told(s, intent, now)
         case Silent(rank=rank, reach=reach, finding=finding):
             return _met(s, rank, reach, now, objection=finding), []
         case Asked() if s.me.is_head:

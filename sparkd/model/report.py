@@ -104,7 +104,7 @@ class Report(Frozen):
     blocked: Finding | None = None
     waiting: Finding | None = None
     progress: Progress = Progress()
-    at: float = 0.0  # when it was said: seconds on the node's monotonic clock, which orders what is said within one boot
+    at: Measure = 0.0  # when it was said: seconds on the node's monotonic clock, which orders what is said within one boot
 
 
 class Intent(Frozen):
@@ -129,7 +129,7 @@ class Intent(Frozen):
     serving: bool = False  # the epoch has a proof no older than the canary allows
     proof_age_s: Measure | None = None
     progress: Progress = Progress()
-    at: float = 0.0  # when it was said, as in Report
+    at: Measure = 0.0  # when it was said, as in Report
 
 
 class Saved(Frozen):

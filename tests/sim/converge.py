@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from sim.faults import KINDS, mend
-from sim.schedule import Fault, Schedule
-from sim.truth import QUICK
+from sim.schedule import Fault, Schedule, to_text
+from sim.truth import QUICK, Violation
 from sim.world import World
 from sparkd.model.report import Phase
 
 CONVERGED_S = 500.0  # every limit of QUICK one after the other, twice
-CALM_S = 45.0  # then serving must hold: longer than a canary's interval and its answer together
+HOW_TO_KEEP = "The schedule, to be kept in tests/sim/regressions/WHAT-IT-FOUND.txt:"
 
 
 def live(schedule: Schedule) -> World:
-    """A whole history. Raises Violation where an invariant does not hold."""
+    """A whole history. Raises Violation where an invariant does not hold, with the trace and the schedule."""
     world = begin(schedule)
-    run(world)
+    try:
+        run(world)
+    except Violation as broken:
+        raise Violation(broken.invariant, broken.what, f"{broken}\n\n{HOW_TO_KEEP}\n{to_text(schedule)}") from None
+    except Exception as error:  # control is to decide whatever happens: an exception is as bad as a wrong act
+        message = "\n".join([*world.lines(), f"{type(error).__name__}: {error}", "", HOW_TO_KEEP, to_text(schedule)])
+        raise Violation(0, f"{type(error).__name__}: {error}", message) from error
     return world
 
 

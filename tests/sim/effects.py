@@ -97,6 +97,8 @@ def _finish(world: World, host: Host, task: Task, life: int) -> None:
         world.after(outcome, lambda: _finish(world, host, task, life))
         return
     host.lane_busy = False
+    if host.slow > 1 and world.half_open():
+        world.blame(world.epoch_wanted(), f"{host.name} is too slow to start in time")
     if isinstance(outcome, Failed) and world.half_open():  # looked at again after the barrier opened: others may run
         world.blame(world.epoch_wanted(), outcome.finding.says)
     world.deliver(host, outcome)

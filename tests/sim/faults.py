@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sim.statefile import FATES
 from sim.truth import INPUTS, Host, Trip
@@ -22,7 +21,13 @@ TRANSIENT = {
     Cure.RELAUNCH: bad("step.failed", "the step failed", cure=Cure.RELAUNCH),
     Cure.PERSON: bad("step.wrong", "a check is not satisfied", cure=Cure.PERSON),
 }
-STEPS = (*(str(p) for p in (Phase.PREFLIGHT, Phase.CLEAN, Phase.CONTAINER, Phase.STAGE)), "start", "argv", "prove", "stop")
+STEPS = (
+    *(str(p) for p in (Phase.PREFLIGHT, Phase.CLEAN, Phase.CONTAINER, Phase.STAGE)),
+    "start",
+    "argv",
+    "prove",
+    "stop",
+)
 ACTIONS = ("any", "any", "Save", "Tell", "Prepare", "Start", "Start", "Stop", "Prove", "Canary")
 TRIP_MAX_S = 120.0
 PERSON_S = 20.0  # how long a person takes to mend what no check sees

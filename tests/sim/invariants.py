@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING
 
 from sim.truth import Host
 from sparkd.control import node
-from sparkd.control.state import Action, EngineGone, Event, NodeState, Note, Prepare, Save, Start, Started, Stop
+from sparkd.control.state import (
+    Action,
+    Asked,
+    EngineGone,
+    Event,
+    Inputs,
+    NodeState,
+    Note,
+    Prepare,
+    Save,
+    Start,
+    Started,
+    Stop,
+)
 from sparkd.model.finding import Cure
 from sparkd.model.report import Gate, Phase, Saved
 
@@ -30,6 +43,7 @@ IN_FLIGHT_S = 5.0  # how old a truth may be when another node acts on it: a fres
 TEARDOWN_S = 1.5  # from a death to the Stop on every node
 NOISE_S = 5.0  # how long a message may be under way
 NOISE_MAX_S = 60.0
+HALF_MAX_S = 20.0  # beyond `link_loss_max_s`: time-outs of exchanges, a frozen daemon
 ACTIONS_MAX_PER_S = 60
 
 
@@ -39,6 +53,8 @@ class Invariants:
         self._second = -1
         self._actions: dict[str, int] = {}
         self._epoch_seen: dict[str, int] = {}
+        self._used: dict[str, int] = {}  # node: what the budget was known to have cost
+        self._served_since: float | None = None  # the head, without a pause
         self._needs_person: dict[str, str] = {}  # node: what it was told that only a person can mend
 
     # --- a daemon's step ---------------------------------------------------------------------------
@@ -48,18 +64,25 @@ class Invariants:
         self._epoch_seen[host.name] = saved.epoch if saved is not None else 0
         if saved is not None and saved.launch_epoch is not None and saved.boot_id == host.boot_id:
             host.claimed.add(saved.launch_epoch)
+        self._used[host.name] = saved.restarts_used if saved is not None else 0
 
     def as_time_passes(self, host: Host, state: NodeState) -> None:
         """After a step that changed nothing."""
         if state.phase is Phase.SERVING:
             self._serving_is_proven(host, state)
+        if host.rank and state.phase.has_engine:
+            self._useless_half_ends(host)
 
     def after_step(self, host: Host, before: NodeState, event: Event, after: NodeState, actions: list[Action]) -> None:
         if after.phase is Phase.SERVING:
             self._serving_is_proven(host, after)
+        if host.rank and after.phase.has_engine:
+            self._useless_half_ends(host)
         if after.intent is not before.intent or after.phase is not before.phase:
             self._epochs_grow(host, after)
             self._barrier_is_kept(host, after)
+        if after.me.is_head:
+            self._budget_is_kept(host, before, event, after)
         if not actions:
             return
         self._bounded(host, actions)
@@ -136,6 +159,26 @@ class Invariants:
     def operator_spoke(self) -> None:
         self._needs_person.clear()
 
+    def _budget_is_kept(self, host: Host, before: NodeState, event: Event, after: NodeState) -> None:
+        """Invariant 6: each lost epoch costs one; only serving for long, a person, or a mended input give any back."""
+        if after.phase is not Phase.SERVING:
+            self._served_since = None
+        elif self._served_since is None:
+            self._served_since = self.world.now
+        used, known = after.restarts_used, self._used.get(host.name, 0)
+        self._used[host.name] = used
+        held = self._served_since is not None and self.world.now - self._served_since > self.world.limits.hold_s
+        if used < known and not (held or isinstance(event, Asked | Inputs)):
+            self.world.fail(6, f"{host.name}: {known} lost epochs have become {used}")
+        begins = after.intent.epoch > before.intent.epoch > 0
+        if begins and used > self.world.limits.restarts_max:
+            self.world.fail(6, f"{host.name}: hands out epoch {after.intent.epoch} after {used} lost ones")
+        opened = before.intent.gate in (Gate.WORKERS, Gate.ALL) and before.intent.run
+        ended = after.intent.epoch != before.intent.epoch or after.intent.gate is Gate.ENDED
+        behind = after.ended is not None and after.ended.finding.id == "state.epoch-behind"
+        if opened and ended and used <= known and not behind and not isinstance(event, Asked | Started):
+            self.world.fail(6, f"{host.name}: the end of epoch {before.intent.epoch} cost nothing of the budget")
+
     def _person_is_waited_for(
         self, host: Host, before: NodeState, event: Event, after: NodeState, actions: list[Action]
     ) -> None:
@@ -186,6 +229,17 @@ class Invariants:
 
         world.after(TEARDOWN_S, check)
 
+    def _useless_half_ends(self, host: Host) -> None:
+        """A worker cut off from its head for long, by an unbroken cut, does not hold its half for ever (9)."""
+        world, head = self.world, self.world.head
+        if world.linked(host, head) or host.frozen_at > world.now - HALF_MAX_S:
+            return
+        since = max(host.link_changed_at, head.link_changed_at, head.power_changed_at, host.life_began_at)
+        if world.now - since > world.limits.link_loss_max_s + HALF_MAX_S:
+            world.fail(
+                9, f"{host.name}: holds its half of the engine {world.now - since:.0f} s after the head was lost"
+            )
+
     def _serving_is_proven(self, host: Host, after: NodeState) -> None:
         epoch, limits = self.world.epochs.get(after.epoch), self.world.limits
         answered_at = epoch.answered_at if epoch else None
@@ -209,7 +263,9 @@ class Invariants:
         if host.state is not None and host.state.epoch != number and host.state.launch is not None:
             world.fail(1, f"{host.name}: epoch {number} starts on a node that is in epoch {host.state.epoch}")
         if host.stale or host.port_taken:
-            world.fail(3, f"{host.name}: epoch {number} starts over stale processes {sorted(host.stale)} or a taken port")
+            world.fail(
+                3, f"{host.name}: epoch {number} starts over stale processes {sorted(host.stale)} or a taken port"
+            )
         if world.now < host.memory_at:
             world.fail(3, f"{host.name}: epoch {number} starts before memory came back")
         for other in world.hosts:

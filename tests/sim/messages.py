@@ -4,8 +4,9 @@ poll until its intent changes, and the intent comes back. The head probes the ho
 What can really happen: a request lost; a request that was taken and whose answer is lost; an answer that comes late; the
 whole message said again after its connection broke (taken twice); a report that changed while the poll was held, so that
 the poll is given up and another one begins; a frozen daemon that finds a heap of requests when it goes on. Sessions and
-sequence numbers keep the order. `harsh` goes further: any word may come again, seconds later, after newer ones. Only two
-things never happen even then: a word of an earlier boot does not arrive after a later boot spoke, and none is forged.
+sequence numbers keep the order. `harsh` goes further: any word may come again, seconds later, after newer ones. Three
+things never happen even then: a word of an earlier boot does not arrive after a later boot spoke, no word outlives the
+daemon that it was sent to (its sessions end with it, and whoever has no memory can put nothing in order), and none is forged.
 """
 
 from __future__ import annotations
@@ -93,13 +94,13 @@ class Messages:
 
     def _send(self, exchange: Exchange, report: Report) -> None:
         host, head = exchange.worker, self.world.head
-        after_s, boot = self._delay(host), host.boot
+        after_s, boot, life = self._delay(host), host.boot, head.life
         self.world.after(after_s, lambda: self._arrives(exchange, report))
         if self.twice and host.rng.random() < self.twice:
             again_s = after_s + host.rng.uniform(0.05, 1.0)
             self.world.after(again_s, lambda: self._arrives(exchange, report))
         if self.harsh and host.rng.random() < self.harsh:
-            self.world.after(host.rng.uniform(0, STALE_S), lambda: self._stale(host, boot, head, Heard(report)))
+            self.world.after(host.rng.uniform(0, STALE_S), lambda: self._stale(host, boot, head, life, Heard(report)))
 
     def _arrives(self, exchange: Exchange, report: Report) -> None:
         head = self.world.head
@@ -142,13 +143,15 @@ class Messages:
         if head.state is None or not (head.up and worker.up and head.link and worker.link):
             self._expires(exchange)
             return
-        intent, version, boot = self._intent(head), head.version, head.boot
+        intent, version, boot, life = self._intent(head), head.version, head.boot, worker.life
         if not (head.is_heard and worker.hears) or (self.lost and worker.rng.random() < self.lost):
             self._expires(exchange)
         else:
             self.world.after(self._delay(worker), lambda: self._told(exchange, intent, version))
         if self.harsh and worker.rng.random() < self.harsh:
-            self.world.after(worker.rng.uniform(0, STALE_S), lambda: self._stale(head, boot, worker, Told(intent)))
+            self.world.after(
+                worker.rng.uniform(0, STALE_S), lambda: self._stale(head, boot, worker, life, Told(intent))
+            )
 
     def _told(self, exchange: Exchange, intent: Intent, version: int) -> None:
         worker = exchange.worker
@@ -169,10 +172,16 @@ class Messages:
         if worker.inbox is not None:
             worker.inbox.append(lambda: self._failed(exchange, reach))
             return
+        if reach == "unreachable" and self._is_answered_by_kernel(worker):
+            reach = "refused"
         worker.connected, worker.known, worker.resting = False, 0, True
         self._is_silent(worker, reach)
         self.world.after(AGAIN_S, lambda: self._again(worker, life))
         self.world.deliver(worker, Silent(0, reach, REJECTED if reach == "rejected" else None))
+
+    def _is_answered_by_kernel(self, worker: Host) -> bool:
+        """A second look: a host that takes a connection lives, whatever its agent does."""
+        return self.world.linked(worker, self.world.head) and worker.rng.random() >= self.lost
 
     def _is_silent(self, worker: Host, reach: str) -> None:
         """No word came through for long, whatever became of the engine's own connections: an end that is no mistake."""
@@ -216,9 +225,9 @@ class Messages:
     def _delay(self, host: Host) -> float:
         return host.rng.uniform(0, 3) if self.late and host.rng.random() < self.late else QUICK_S
 
-    def _stale(self, sender: Host, boot: int, receiver: Host, event: Event) -> None:
+    def _stale(self, sender: Host, boot: int, receiver: Host, life: int, event: Event) -> None:
         """Harsher than the transport: a word comes again, later than newer ones."""
-        if sender.boot == boot and receiver.awake:
+        if sender.boot == boot and receiver.life == life and receiver.awake:
             self.world.deliver(receiver, event)
 
     # --- the head's probe --------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields, replace
 from sim.faults import KINDS, WEIGHTS, Span, Value
 
 FAULTS = 12
-GAPS_S = (0.05, 1.0, 5.0, 20.0, 60.0)  # between two faults: some right after each other, some after a calm
-FIRST_S = (0.5, 60.0)
+GAPS_S = (0.05, 1.0, 4.0, 15.0, 40.0)  # between two faults: some right after each other, some after a calm
+FIRST_S = (0.5, 45.0)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class Host:
     boot: int = 0
     up: bool = False
     booted_at: float = 0.0
+    power_changed_at: float = 0.0
     wall_offset_s: float = 0.0  # of a clock that control never sees
     link: bool = True
     hears: bool = True  # what others send arrives

@@ -149,7 +149,7 @@ class World:
     def power_on(self, host: Host, *, docker_s: float = 1.0) -> None:
         if host.up:
             return
-        host.up, host.boot, host.booted_at = True, host.boot + 1, self.now
+        host.up, host.boot, host.booted_at, host.power_changed_at = True, host.boot + 1, self.now, self.now
         host.docker_at, host.memory_at = self.now + docker_s, self.now
         host.launched.clear()
         host.claimed.clear()
@@ -164,7 +164,7 @@ class World:
         if host.engine is not None:
             self.blame(host.engine.epoch, f"{host.name} lost power")
             self.engines.died(host, host.engine)
-        host.up = False
+        host.up, host.power_changed_at = False, self.now
         self.daemon_down(host)
         host.engine, host.spawning, host.strangers, host.port_taken = None, None, 0, False
         host.stale.clear()
@@ -390,5 +390,3 @@ def _line(what: object) -> str:
         phase, epoch, wanted, gate = what
         return f"  is {phase} (epoch {epoch}; intent {wanted} {gate})"
     return f"< {what}"[:230]
-
-
