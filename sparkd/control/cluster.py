@@ -148,7 +148,9 @@ def _set_gate(s: NodeState, gate: Gate, says: str, now: float) -> tuple[NodeStat
 
 def _reports(s: NodeState) -> list[tuple[int, Report]]:
     known = s.peers.items()
-    return [(rank, peer.report) for rank, peer in (sorted(known) if len(known) > 1 else known) if peer.report is not None]
+    return [
+        (rank, peer.report) for rank, peer in (sorted(known) if len(known) > 1 else known) if peer.report is not None
+    ]
 
 
 def _is_fresh(s: NodeState, peer: Peer, now: float) -> bool:

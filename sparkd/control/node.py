@@ -152,7 +152,9 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
     match event:
         case Tick():
             return s, []
-        case Heard(report=told) if told.rank in s.me.workers and not _older(told, s.peers.get(told.rank, Peer()).report):
+        case Heard(report=told) if told.rank in s.me.workers and not _older(
+            told, s.peers.get(told.rank, Peer()).report
+        ):
             return _met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), []
         case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
             return _told(s, intent, now)
@@ -163,7 +165,9 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case EngineSeen(epoch=epoch, findings=findings) if _living(s, epoch):
             if findings:
                 return lose(s, findings[0], now)
-            note = Note("engine.verified", "the engine lives; its argv and environment, as the kernel has them, equal the plan")
+            note = Note(
+                "engine.verified", "the engine lives; its argv and environment, as the kernel has them, equal the plan"
+            )
             return replace(s, launch=Launch(epoch, seen=True, adopted=bool(s.launch and s.launch.adopted))), [note]
         case EngineReady(epoch=epoch) if _living(s, epoch):
             return replace(s, ready=True), []
@@ -186,11 +190,12 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
 
 def _older(told: Report | Intent, known: Report | Intent | None) -> bool:
     """Whether it was said before what is known, by the same boot of the same node. The transport keeps the order; should a
-    word ever come late or again, it must neither undo a newer one nor count as a sign of life."""
+    word ever come late or again, it must neither undo a newer one nor count as a sign of life. (0: an older sparkd, which does
+    not say when.)"""
     if isinstance(known, Report) and isinstance(told, Report):
-        return told.at < known.at and told.boot_id == known.boot_id
+        return 0 < told.at < known.at and told.boot_id == known.boot_id
     if isinstance(known, Intent) and isinstance(told, Intent):
-        return told.at < known.at and told.head_boot_id == known.head_boot_id
+        return 0 < told.at < known.at and told.head_boot_id == known.head_boot_id
     return False
 
 
@@ -254,7 +259,7 @@ def _started(s: NodeState, event: Started, now: float) -> Steps:
 def _resume_intent(s: NodeState, was: Saved, same_boot: bool, now: float) -> NodeState:
     """The head's word as it was. A barrier that was open without an engine here does not stay open: what it was opened
     with is not remembered."""
-    kept = same_boot and was.epoch == s.epoch and (was.gate is Gate.CLOSED or was.launch_epoch == was.epoch)
+    kept = same_boot and (was.gate is Gate.CLOSED or was.launch_epoch == was.epoch)
     intent = s.intent.model_copy(
         update={
             "run": was.run,
@@ -387,7 +392,10 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
     if s.phase is Phase.PROVING and s.launch is not None and s.launch.adopted and s.moved_at > s.since:
         # It served before the daemon did, and its counters move: busy with others' work, not broken (invariant 8).
         s, asked = _ask(replace(s, since=now), Phase.PROVING, now)
-        return s, [Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"), *asked]
+        return s, [
+            Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"),
+            *asked,
+        ]
     return lose(s, finding, now)
 
 

@@ -1,5 +1,6 @@
 """Random schedules, one after the other, until one breaks an invariant. Run as a program by the search for planted bugs:
-`python -m sim.hunt FIRST COUNT` prints what it found as one line of JSON, with the control that is on its path."""
+`python -m sim.hunt FIRST COUNT [shrink]` prints what it found as one line of JSON, or the smallest schedule that shows it, with
+the control that is on its path."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import sys
 from dataclasses import dataclass, field
 
 from sim.converge import live
-from sim.schedule import FAULTS, draw
+from sim.schedule import FAULTS, draw, to_text
+from sim.shrink import shrink
 from sim.truth import Violation
 
 
@@ -38,6 +40,9 @@ def hunt(first: int, count: int, *, nodes: int | None = None, faults: int = FAUL
 def main(argv: list[str]) -> int:
     tally = hunt(int(argv[0]), int(argv[1]))
     seed, invariant, what = tally.failures[0] if tally.failures else (None, None, "")
+    if argv[2:] == ["shrink"] and seed is not None:
+        print(f"# invariant {invariant}: {what}\n{to_text(shrink(draw(seed)))}", end="")
+        return 0
     print(json.dumps({"tried": tally.schedules, "seed": seed, "invariant": invariant, "what": what}))
     return 0
 

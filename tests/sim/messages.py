@@ -113,7 +113,7 @@ class Messages:
             self._heard(exchange, report)
 
     def _heard(self, exchange: Exchange, report: Report) -> None:
-        head, rank, worker = self.world.head, exchange.worker.rank, exchange.worker
+        head, rank = self.world.head, exchange.worker.rank
         head.heard_at[rank] = self.world.now
         self.world.deliver(head, Heard(report))
         if not self._is_open(exchange):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sim.converge import live
@@ -20,7 +20,7 @@ def breaks(schedule: Schedule) -> Violation | None:
     return None
 
 
-def shrink(schedule: Schedule) -> Schedule:
+def shrink(schedule: Schedule, breaks: Callable[[Schedule], Violation | None] = breaks) -> Schedule:
     """`schedule` must break an invariant. At most TRIES_MAX histories are lived for it."""
     first = breaks(schedule)
     if first is None:
