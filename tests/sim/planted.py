@@ -133,7 +133,7 @@ WALKED = (
         "node",
         "or i.epoch < max(s.epoch, 1)",
         "or i.epoch < 1",
-        "older-word.txt",
+        "test_a_head_without_memory_is_not_followed_back",
     ),
     Mutant(
         "a reused number is not seen",
@@ -322,8 +322,8 @@ MUTANTS = (*WALKED, *HUNTED)
 # What matters most: each has to be found by random schedules alone, within the budget of CI.
 _TEN = (
     "head before worker",  # the barrier
-    "an older word is followed",  # fencing
-    "prepares beside its launch",  # ownership
+    "a lost epoch goes on here",  # fencing
+    "stops what it never started",  # ownership
     "adopts a part",  # adoption
     "budget forgotten",  # the budget
     "no canaries",  # a proof's age
