@@ -212,8 +212,7 @@ class Effects:
                 from sparkd.engine.endpoint import Endpoint
 
                 key = launching.api_key(self.plan)
-                url = f"http://{self.plan.api_host}:{self.plan.api_port}"
-                self._endpoint = Endpoint(url, self.plan.served_name, api_key=key)
+                self._endpoint = Endpoint(self.plan.api_url, self.plan.served_name, api_key=key)
             return self._endpoint
 
     def prove(self, action: Prove) -> Event:

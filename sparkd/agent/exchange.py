@@ -20,6 +20,7 @@ from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, Finding, bad
 from sparkd.model.report import Intent, Report
 from sparkd.peer.client import LinkClient, PeerRefused, PeerRejected, PeerUnreachable
+from sparkd.peer.keys import Keyring
 from sparkd.peer.server import LinkServer
 from sparkd.peer.wire import Answer, Ask, Reason, ThroughputAnswer, ThroughputRequest
 
@@ -28,7 +29,7 @@ PROBE_MAX_S = 1.5
 PROBE_EVERY_S = 1.0
 AGAIN_S = 0.5  # after a failed exchange
 REMEDIES: dict[str, str] = {
-    Reason.WRONG_KEY: "make /etc/sparkd/cluster.key the same on all nodes, then `systemctl restart sparkd`",
+    Reason.WRONG_KEY: "make /etc/sparkd/cluster.key the same on all nodes (`sparkd key status`), then `systemctl restart sparkd`",
     Reason.PROTOCOL: "install the same sparkd on all nodes: scripts/install",
     Reason.REFUSED: "make /etc/sparkd/sparkd.yaml the same on all nodes",
 }
@@ -37,10 +38,18 @@ REMEDIES: dict[str, str] = {
 class Listening:
     """What every node has: an ear on the link, and answers to the questions of the others."""
 
-    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], questions: Questions) -> None:
+    def __init__(self, agent: Agent, cluster: Cluster, keyring: Keyring, questions: Questions) -> None:
         self._agent, self._cluster, self._questions = agent, cluster, questions
         address = str(cluster.nodes[agent.me.rank].link_address)
-        self._server = LinkServer(agent.me.node, address, cluster.link.port, keys, self)
+        self._server = LinkServer(
+            agent.me.node,
+            address,
+            cluster.link.port,
+            keyring,
+            self,
+            peers=[str(node.link_address) for node in cluster.nodes if node.name != agent.me.node],
+            note=lambda says: agent.note("peer.unauthenticated", says),
+        )
 
     async def exchange(self, peer: str, report: Report, known: int, hold_s: float) -> tuple[Intent, int]:
         raise self._is_worker("reports go")
@@ -61,8 +70,8 @@ class Listening:
 class HeadExchange(Listening):
     """The head's side: hears reports, holds long polls until the intent changes, probes silent workers."""
 
-    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], questions: Questions) -> None:
-        super().__init__(agent, cluster, keys, questions)
+    def __init__(self, agent: Agent, cluster: Cluster, keyring: Keyring, questions: Questions) -> None:
+        super().__init__(agent, cluster, keyring, questions)
         self._heard_at: dict[int, float] = {}
         self._probing: asyncio.Task[None] | None = None
 
@@ -127,10 +136,10 @@ async def reachability(address: str, port: int) -> str:
 class WorkerExchange(Listening):
     """A worker's side: report out, intent in, once a second and at once when either changes."""
 
-    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], questions: Questions) -> None:
-        super().__init__(agent, cluster, keys, questions)
+    def __init__(self, agent: Agent, cluster: Cluster, keyring: Keyring, questions: Questions) -> None:
+        super().__init__(agent, cluster, keyring, questions)
         head = cluster.head
-        self._client = LinkClient(agent.me.node, head.name, str(head.link_address), cluster.link.port, keys)
+        self._client = LinkClient(agent.me.node, head.name, str(head.link_address), cluster.link.port, keyring)
         self._task: asyncio.Task[None] | None = None
         self._rejection = ""  # what was said last: told once, not twice a second
 
@@ -152,9 +161,7 @@ class WorkerExchange(Listening):
         except (PeerRefused, PeerUnreachable) as error:
             raise UnreachableError(f"{head}, the head, cannot be told: {error}", hint=f"run it on {head}") from error
         except PeerRejected as error:
-            raise SparkdError(
-                f"{head} refused: {error}", hint="compare /etc/sparkd/cluster.key on both nodes"
-            ) from error
+            raise SparkdError(f"{head} refused: {error}", hint="compare `sparkd key status` on both nodes") from error
 
     async def _exchange(self) -> None:
         known, hold_s = 0, self._agent.me.limits.exchange_s
@@ -181,8 +188,7 @@ class WorkerExchange(Listening):
                 await asyncio.gather(exchanging, changing, return_exceptions=True)
 
     def _report(self) -> Report:
-        state, now = self._agent.state, monotonic()
-        return control.report(state).model_copy(update={"reason": control.reason(state, now), "at": now})
+        return control.report_now(self._agent.state, monotonic())
 
     async def _reach(self) -> str:
         """Of a head that did not answer. Where its kernel still takes a connection, its agent stands still or hangs: its

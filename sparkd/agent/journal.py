@@ -13,6 +13,7 @@ from pathlib import Path
 from sparkd.host import event_file
 from sparkd.host.event_file import Record
 from sparkd.host.files import append_whole
+from sparkd.model.outside import clean
 
 log = logging.getLogger("sparkd")
 
@@ -31,6 +32,7 @@ class Journal:
         self._disk_complained = False
 
     def add(self, id: str, says: str, *, epoch: int, phase: str, alarm: bool = False) -> None:
+        says = clean(says)
         at = datetime.now(UTC).astimezone().isoformat(timespec="milliseconds")
         record: Record = {"at": at, "id": id, "says": says, "epoch": epoch, "phase": phase, "alarm": alarm}
         log.log(logging.WARNING if alarm else logging.INFO, "%s: %s", id, says)

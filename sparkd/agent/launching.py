@@ -28,6 +28,8 @@ UNIT_JOB_MAX_S = 30.0
 AUTOPSY_MAX_S = 10.0  # it takes half a second
 LOG_SETTLES_S = 0.2
 
+LOG_DIRECTORY_MODE, LOG_MODE = 0o750, 0o640  # `sparkd logs` is for members of the unit's group too
+
 
 def api_key(plan: Plan) -> str | None:
     """The key that clients must show, from the node's own file; never from an argument."""
@@ -81,7 +83,9 @@ def _empty_log(log_file: Path) -> str:
     """A node that lost its state may give a number again: no autopsy reads an older log."""
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
+        log_file.parent.chmod(LOG_DIRECTORY_MODE)
         log_file.write_bytes(b"")
+        log_file.chmod(LOG_MODE)
     except OSError as error:
         with contextlib.suppress(OSError):
             log_file.unlink(missing_ok=True)
@@ -150,6 +154,9 @@ def keep_newest(directory: Path, count: int, current: Path) -> None:
         others = [file for file in directory.glob("*.log") if file != current]
         for file in sorted(others, key=lambda file: _age(file, current), reverse=True)[max(0, count - 1) :]:
             file.unlink(missing_ok=True)
+        for file in directory.glob("*.log.*"):  # what a log that grew too large was relieved of (engine_log.py)
+            if not file.with_name(file.name.partition(".log.")[0] + ".log").exists():
+                file.unlink(missing_ok=True)
 
 
 def _age(log_file: Path, current: Path) -> tuple[int, float]:

@@ -7,13 +7,16 @@ answer; then the daemon closes.
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sparkd.model.errors import EXIT_FAILED, SparkdError, UnreachableError
+from sparkd.model.outside import parsed
 
+GROUP = "sparkd"
 ANSWER_MAX_S = 10.0
 LINE_MAX_BYTES = 4 * 1024 * 1024
 
@@ -47,6 +50,14 @@ def stream(path: Path, verb: str, *, timeout_s: float | None = None, **fields: A
                 yield _answer(line, path)
 
 
+def no_member(uid: int, group: str) -> str:
+    return f"sparkd answers root and members of the group {group}; you are user {uid}, and not one of them"
+
+
+def how_to_join(group: str) -> str:
+    return f"sudo usermod -aG {group} USER and log in again, or use sudo"
+
+
 def _connected(path: Path, limit_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(limit_s)
@@ -57,6 +68,9 @@ def _connected(path: Path, limit_s: float) -> socket.socket:
         raise UnreachableError(
             "sparkd is not running on this node", where=str(path), hint="systemctl start sparkd"
         ) from None
+    except PermissionError:
+        connection.close()
+        raise UnreachableError(no_member(os.getuid(), GROUP), where=str(path), hint=how_to_join(GROUP)) from None
     except OSError as error:
         connection.close()
         raise UnreachableError(
@@ -80,7 +94,7 @@ def _line(lines: Any, path: Path, timeout_s: float | None) -> bytes:
 
 def _answer(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        answer = json.loads(line)
+        answer = parsed(line)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):

@@ -15,6 +15,7 @@ from sparkd import __version__
 from sparkd.agent import view
 from sparkd.agent.baselines import BaselineWriter
 from sparkd.agent.effects import Effects
+from sparkd.agent.engine_log import EngineLogLimit
 from sparkd.agent.exchange import HeadExchange, WorkerExchange
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
@@ -34,12 +35,13 @@ from sparkd.host.clock import boot_id, monotonic
 from sparkd.host.paths import Paths
 from sparkd.model.errors import SparkdError, UsageError
 from sparkd.model.report import Saved, launch_id
-from sparkd.peer.auth import load_keys
+from sparkd.peer.keys import Keyring, load_keys
 
 log = logging.getLogger(__name__)
 
 Answer = AsyncIterator[Line]
-MUTATING = frozenset({"start", "stop", "restart", "clean", "throughput"})
+# What members of the group may ask; anything else is root's. A measurement loads the link, so it is not among them.
+LOOKING = frozenset({"status", "watch", "events", "diagnose", "keys"})
 MEASURE_S = 2.0
 
 
@@ -51,8 +53,8 @@ def run(configuration_path: Path, node: str | None) -> int:
     configuration = load(configuration_path)
     me = who_am_i(configuration, node)
     paths = Paths.from_environment()
-    keys = load_keys(paths.key) if len(me.names) > 1 else ()
-    asyncio.run(Daemon(me, configuration, paths, keys).run())
+    keyring = Keyring(load_keys(paths.key) if len(me.names) > 1 else ())
+    asyncio.run(Daemon(me, configuration, paths, keyring).run())
     return 0
 
 
@@ -92,8 +94,8 @@ def _epoch_of(id: str | None, boot: str) -> int | None:
 class Daemon:
     """Agent, sources, exchange and the local socket, started and stopped together."""
 
-    def __init__(self, me: Me, configuration: Configuration, paths: Paths, keys: tuple[bytes, ...]) -> None:
-        self._me, self._configuration, self._paths, self._keys = me, configuration, paths, keys
+    def __init__(self, me: Me, configuration: Configuration, paths: Paths, keyring: Keyring) -> None:
+        self._me, self._configuration, self._paths, self._keyring = me, configuration, paths, keyring
 
     async def run(self) -> None:
         store, docker = Store(self._paths), Docker()
@@ -112,12 +114,14 @@ class Daemon:
             self._agent.note("state.corrupt", complaint, alarm=True)
         sources = Sources(self._agent, self._effects, store)
         ourselves = Ourselves(self._configuration.path, self._me.node)
-        self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keys, ourselves)
+        self._questions = Questions(self._agent, self._configuration.settings.cluster, self._keyring, ourselves)
         interface = self._configuration.settings.cluster.link.interface
         sampler = Sampler(self._agent, self._paths, interface, sources.requests)
+        sources.gpu = sampler.gpu
         baselines = BaselineWriter(self._agent, ourselves, self._paths)
+        log_limit = EngineLogLimit(self._agent, self._paths, self._configuration.settings.engine_log_max_mib << 20)
         self._exchange = self._make_exchange()
-        control = ControlServer(self._paths.socket, self._verbs(), MUTATING)
+        control = ControlServer(self._paths.socket, self._verbs(), LOOKING)
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -135,6 +139,7 @@ class Daemon:
                 await self._exchange.stop()
             await control.stop()
             await baselines.close()
+            await log_limit.close()
             await ourselves.close()
 
     def _make_exchange(self) -> HeadExchange | WorkerExchange | None:
@@ -142,7 +147,7 @@ class Daemon:
         if cluster.size == 1:
             return None
         kind = HeadExchange if self._me.is_head else WorkerExchange
-        return kind(self._agent, cluster, self._keys, self._questions)
+        return kind(self._agent, cluster, self._keyring, self._questions)
 
     # --- what the local socket answers ---
 
@@ -157,6 +162,7 @@ class Daemon:
             "clean": self._clean,
             "diagnose": self._diagnose,
             "throughput": self._throughput,
+            "keys": self._keys,
         }
 
     def _view(self) -> dict[str, Any]:
@@ -210,6 +216,13 @@ class Daemon:
                 yield {"node": node, "absent": found.message}
             else:  # not parsed here: it may be large; without line breaks, for it is one line of the answer
                 yield b'{"node": %s, "diagnosis": %s}' % (json.dumps(node).encode(), found.replace(b"\n", b" "))
+
+    async def _keys(self, request: dict[str, Any]) -> Answer:
+        """Fingerprints: which keys this daemon has, and which the others last signed with."""
+        spoken_with = (
+            self._me.names[1:] if self._me.is_head else self._me.names[:1]
+        )  # each second; workers are no peers
+        yield self._keyring.told(spoken_with)
 
     async def _throughput(self, request: dict[str, Any]) -> Answer:
         node, seconds = request.get("node"), request.get("seconds", MEASURE_S)

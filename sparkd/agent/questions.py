@@ -13,6 +13,7 @@ from sparkd.model.cluster import Cluster
 from sparkd.model.errors import SparkdError, UnreachableError, UsageError
 from sparkd.peer import questions
 from sparkd.peer.client import PeerRefused, PeerUnreachable
+from sparkd.peer.keys import Keyring
 from sparkd.peer.questions import OlderError, Way
 from sparkd.peer.throughput import Received
 from sparkd.peer.wire import MEASURE_MAX_S, MEASURE_MIN_S, ThroughputAnswer, ThroughputRequest
@@ -24,8 +25,8 @@ HEARD_MAX_S = 3.0  # a node that was heard so lately has a living sparkd, whethe
 class Questions:
     """Asked of this node's peers, and answered to them."""
 
-    def __init__(self, agent: Agent, cluster: Cluster, keys: tuple[bytes, ...], ourselves: Ourselves) -> None:
-        self._agent, self._cluster, self._keys, self._ourselves = agent, cluster, keys, ourselves
+    def __init__(self, agent: Agent, cluster: Cluster, keyring: Keyring, ourselves: Ourselves) -> None:
+        self._agent, self._cluster, self._keyring, self._ourselves = agent, cluster, keyring, ourselves
         self._measuring = asyncio.Lock()  # either side: two measurements would measure each other
 
     # --- asking ---
@@ -89,7 +90,7 @@ class Questions:
         me = self._agent.me.node
         if name not in known or name == me:
             raise SparkdError(f"{name} is no other node of this node's configuration: the configurations differ")
-        return Way(me, known[me], name, known[name], self._cluster.link.port, self._keys)
+        return Way(me, known[me], name, known[name], self._cluster.link.port, self._keyring)
 
     def _told(self, name: str, error: SparkdError) -> SparkdError:
         """The one error that a person is shown. An older sparkd reports as a worker and listens to nobody."""

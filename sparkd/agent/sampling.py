@@ -42,6 +42,7 @@ class Sampler:
         self._writing: Future[None] | None = None
         self._due = 0.0
         self._gpu: samples.Gpu | None = None
+        self._gpu_at = 0.0
         self._gpu_due = 0.0 if shutil.which(gpu.SMI) else float("inf")
         self._complained = False
         self._submit("started")
@@ -57,12 +58,19 @@ class Sampler:
             self._due = 0.0
             self._submit("ended")
 
+    def gpu(self) -> tuple[samples.Gpu, float] | None:
+        """What nvidia-smi last said of the GPU, and when; None where it did not answer. Never asks."""
+        heard, at = self._gpu, self._gpu_at
+        return None if heard is None else (heard, at)
+
     async def close(self) -> None:
         """The daemon was told to stop: the ring says so, in case nothing else is left to tell a shutdown from a crash."""
         self._submit("stopped")
         assert self._writing is not None
         last = asyncio.wrap_future(self._writing)
-        if not (await asyncio.wait({last}, timeout=LAST_MAX_S))[0]:  # not cancelled: it may wait for a slow nvidia-smi only
+        if not (await asyncio.wait({last}, timeout=LAST_MAX_S))[
+            0
+        ]:  # not cancelled: it may wait for a slow nvidia-smi only
             log.warning("the last sample could not be written within %g s", LAST_MAX_S)
         self._lane.shutdown(wait=False)
 
@@ -84,7 +92,10 @@ class Sampler:
                 log.warning("no sample could be kept: %s", error)
             self._complained = True
         if not mark and monotonic() >= self._gpu_due:
-            self._gpu, again_s = _ask_gpu()
+            asked_at = monotonic()
+            heard, again_s = _ask_gpu()
+            self._gpu = None  # never an old answer with a new time
+            self._gpu_at, self._gpu = asked_at, heard
             self._gpu_due = monotonic() + again_s
 
 

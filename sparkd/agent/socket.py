@@ -1,7 +1,7 @@
 """The local control socket, the daemon's side: who may ask for what, each client bounded. The other side is local.py.
 
-Everyone on the node may read; what changes something is for root, and for members of the group `sparkd` where an
-administrator made one. The kernel says who a client is.
+Root may do everything, members of the group `sparkd` may look, and nobody else may do anything: the socket's mode says so,
+and each client is asked for once more, by its uid and groups as the kernel has them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import grp
 import json
 import logging
+import os
 import select
 import socket
 import struct
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparkd.agent.local import GROUP, how_to_join, no_member
 from sparkd.model.errors import EXIT_UNKNOWN, SparkdError, UsageError
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,9 @@ Request = dict[str, Any]  # the line that came: "verb" and whatever else that ve
 Line = dict[str, Any] | bytes  # bytes: one line of JSON that another node wrote, passed on as it is
 Verb = Callable[[Request], AsyncIterator[Line]]
 
-GROUP = "sparkd"
 CLIENTS_MAX = 32
 CLIENTS_FOR_ROOT = 8  # of them: watching users cannot keep root from a `sparkd stop`
+CLIENTS_MAX_PER_USER = 8  # nor one user the others
 REQUEST_MAX_BYTES = 64 * 1024
 REQUEST_MAX_S = 10.0  # for the request to come
 UNREAD_MAX_S = 10.0  # for a client to read what it was sent
@@ -47,29 +49,28 @@ class Caller:
     uid: int
     groups: frozenset[int]
 
-    def may_change(self, group: str) -> bool:
-        if self.uid == 0:
-            return True
-        try:
-            return grp.getgrnam(group).gr_gid in self.groups
-        except KeyError:
-            return False
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0
+
+    def may_look(self, group: str) -> bool:
+        return self.is_root or _group_id(group) in self.groups
 
 
 class ControlServer:
-    """Serves `verbs` at `path`. `mutating` names those that change something: for root, and for members of `group`."""
+    """Serves `verbs` at `path`. `looking` names those that change nothing and cost little: for members of `group` too."""
 
-    def __init__(self, path: Path, verbs: Mapping[str, Verb], mutating: frozenset[str], *, group: str = GROUP) -> None:
-        self._path, self._verbs, self._mutating, self._group = path, verbs, mutating, group
+    def __init__(self, path: Path, verbs: Mapping[str, Verb], looking: frozenset[str], *, group: str = GROUP) -> None:
+        self._path, self._verbs, self._looking, self._group = path, verbs, looking, group
         self._server: asyncio.Server | None = None
-        self._clients: dict[asyncio.Task[None], bool] = {}  # and whether each is root's
+        self._clients: dict[asyncio.Task[None], int] = {}  # and whose each is
         self._inode = 0
 
     async def start(self) -> None:
         """Raises SparkdError where another daemon listens already, or the socket cannot be made."""
         _refuse_second(self._path)
         try:
-            listening = _bind(self._path)
+            listening = _bind(self._path, self._group)
             self._inode = self._path.stat().st_ino
         except OSError as error:
             raise SparkdError(f"the control socket cannot be made: {error.strerror}", where=str(self._path)) from error
@@ -94,8 +95,8 @@ class ControlServer:
         assert task is not None
         try:
             caller = _caller(writer.get_extra_info("socket"))
-            is_full = len(self._clients) >= CLIENTS_MAX - (0 if caller.uid == 0 else CLIENTS_FOR_ROOT)
-            self._clients[task] = caller.uid == 0
+            is_full = self._is_full(caller)
+            self._clients[task] = caller.uid
             if is_full:
                 await _send(writer, _error(SparkdError("sparkd is busy with too many clients", hint="try again soon")))
             else:
@@ -108,8 +109,16 @@ class ControlServer:
             self._clients.pop(task, None)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
+    def _is_full(self, caller: Caller) -> bool:
+        if caller.is_root:
+            return len(self._clients) >= CLIENTS_MAX
+        of_user = sum(uid == caller.uid for uid in self._clients.values())
+        return of_user >= CLIENTS_MAX_PER_USER or len(self._clients) >= CLIENTS_MAX - CLIENTS_FOR_ROOT
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
         try:
+            if not caller.may_look(self._group):  # before anything is read of it
+                raise SparkdError(no_member(caller.uid, self._group), hint=how_to_join(self._group))
             request = await _request(reader)
             verb = self._allowed(request, caller)
         except SparkdError as error:
@@ -132,11 +141,8 @@ class ControlServer:
         if verb is None:
             known = ", ".join(sorted(self._verbs))
             raise UsageError(f"this sparkd cannot do {name[:40]!r}", hint=f"it can do: {known}")
-        if name in self._mutating and not caller.may_change(self._group):
-            raise SparkdError(
-                f"{name} is for root and for members of the group {self._group}; you are user {caller.uid}",
-                hint=f"sudo sparkd {name}",
-            )
+        if not caller.is_root and name not in self._looking:
+            raise SparkdError(f"{name} is for root; you are user {caller.uid}", hint=f"sudo sparkd {name}")
         return verb
 
 
@@ -219,8 +225,18 @@ def _refuse_second(path: Path) -> None:
     raise SparkdError("another sparkd is running on this node", where=str(path), hint="systemctl status sparkd")
 
 
-def _bind(path: Path) -> socket.socket:
-    """Made beside and renamed into place: there is never a moment without, or with the wrong mode."""
+def _group_id(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def _bind(path: Path, group: str) -> socket.socket:
+    """Made beside and renamed into place: there is never a moment without, or with the wrong mode.
+
+    0660 and the group's where there is one, 0600 where there is none or it cannot be given to it.
+    """
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True)
         path.parent.chmod(0o755)
@@ -229,7 +245,8 @@ def _bind(path: Path) -> socket.socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(str(beside))
-        beside.chmod(0o666)
+        beside.chmod(0o600)
+        _give(beside, group)
         listening.listen(CLIENTS_MAX)
         listening.setblocking(False)
         beside.replace(path)
@@ -237,3 +254,15 @@ def _bind(path: Path) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _give(path: Path, group: str) -> None:
+    id = _group_id(group)
+    if id is None:
+        return
+    try:
+        if path.stat().st_gid != id:  # the unit's group is this one: then it is the group's already
+            os.chown(path, -1, id)
+        path.chmod(0o660)
+    except PermissionError:
+        log.warning("members of the group %s cannot ask this sparkd: %s stays root's", group, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +18,23 @@ from sparkd.agent import launching
 from sparkd.agent.effects import Effects
 from sparkd.agent.loop import Agent
 from sparkd.agent.tasks import unfailing
-from sparkd.control.state import Counted, Counters, EngineGone, EngineProgress, EngineReady, EngineSeen, NodeState
+from sparkd.agent.vitals import GpuReading, VitalSigns
+from sparkd.control import wedge
+from sparkd.control.state import (
+    Counted,
+    Counters,
+    EngineGone,
+    EngineProgress,
+    EngineReady,
+    EngineSeen,
+    Measured,
+    NodeState,
+)
 from sparkd.engine import process as engine_process
 from sparkd.engine.log import LaunchProgress
 from sparkd.host import processes, units
 from sparkd.host.clock import monotonic
+from sparkd.host.files import opened
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Phase, launch_id
@@ -35,6 +48,7 @@ SCAN_S = {Phase.LAUNCHING: 0.15, Phase.LOADING: 1.0, Phase.PROVING: 1.0, Phase.S
 LOG_READ_S = 0.5
 PROGRESS_S = 2.0  # an ETA that only counts down is told this often
 COUNT_S = 10.0
+LOOK_S = 10.0  # at this node's part of the engine, while there is doubt; sooner where the limits are short
 HEALTH_MAX_S = 2.0
 FILES_S = 5.0
 LOG_READ_MAX_BYTES = 1 << 20
@@ -43,7 +57,16 @@ LOG_READ_MAX_BYTES = 1 << 20
 class EngineWatch:
     """One launch, watched from the start of its unit to the end of its last process that matters."""
 
-    def __init__(self, agent: Agent, effects: Effects, store: Store, epoch: int, *, adopted: bool) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        effects: Effects,
+        store: Store,
+        epoch: int,
+        *,
+        adopted: bool,
+        gpu: Callable[[], GpuReading | None],
+    ) -> None:
         self.epoch = epoch
         self._agent, self._effects, self._store = agent, effects, store
         self._id = launch_id(agent.me.boot_id, epoch)
@@ -55,7 +78,8 @@ class EngineWatch:
         self._progress = LaunchProgress(rank=agent.me.rank, started=monotonic(), learned=store.load_learned() or None)
         self._lane = ThreadPoolExecutor(1, "watch")
         self._loop = asyncio.get_running_loop()
-        watches = [self._watch_processes, self._watch_log]
+        self._vitals = VitalSigns(self._id, effects.configuration.settings.cluster.link.interface, gpu)
+        watches = [self._watch_processes, self._watch_log, self._watch_vitals]
         if agent.me.is_head:
             watches.append(self._watch_endpoint)
         self._tasks = [self._loop.create_task(unfailing(watch.__name__, watch)) for watch in watches]
@@ -172,8 +196,9 @@ class EngineWatch:
                 self._ready = True
                 self._agent.post(EngineReady(self.epoch))
             await asyncio.sleep(0.5)
+        every_s = min(COUNT_S, self._agent.me.limits.hang_max_s * wedge.DOUBT_SHARE)
         while True:
-            await asyncio.sleep(COUNT_S)
+            await asyncio.sleep(every_s)
             if self._agent.state.phase in (Phase.PROVING, Phase.SERVING):
                 counters = await self._count()
                 if counters is not None:
@@ -188,12 +213,23 @@ class EngineWatch:
             return None
         self.requests = (read.running, read.waiting, read.generation_tokens)
         movement = read.generation_tokens + read.prompt_tokens + read.iterations
-        return Counters(int(read.successes), int(movement), int(read.running + read.waiting))
+        return Counters(read.successes, movement, read.running + read.waiting, read.waiting, read.cache)
+
+    async def _watch_vitals(self) -> None:
+        """Only while the head doubts that the engine works: its own word, or what a worker heard of it."""
+        every_s = min(LOOK_S, self._agent.me.limits.hang_max_s * wedge.DOUBT_SHARE)
+        while True:
+            await asyncio.sleep(every_s)
+            state = self._agent.state
+            if not (state.doubt if state.me.is_head else state.intent.doubt):
+                self._vitals.forget()
+                continue
+            self._agent.post(Measured(self.epoch, await self._loop.run_in_executor(self._lane, self._vitals.take)))
 
 
 def _read_from(path: Path, offset: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(offset)
             return file.read(LOG_READ_MAX_BYTES)
     except OSError:
@@ -206,6 +242,7 @@ class Sources:
     def __init__(self, agent: Agent, effects: Effects, store: Store) -> None:
         self._agent, self._effects, self._store = agent, effects, store
         self._watch: EngineWatch | None = None
+        self.gpu: Callable[[], GpuReading | None] = lambda: None  # the sampler's, once it is there
         self._files = asyncio.get_running_loop().create_task(
             unfailing("the watch over the configuration", self._watch_files)
         )
@@ -217,7 +254,9 @@ class Sources:
             self._watch.close()
             self._watch = None
         if self._watch is None and launch is not None:
-            self._watch = EngineWatch(self._agent, self._effects, self._store, launch.epoch, adopted=launch.adopted)
+            self._watch = EngineWatch(
+                self._agent, self._effects, self._store, launch.epoch, adopted=launch.adopted, gpu=lambda: self.gpu()
+            )
         if self._watch is not None and after.phase is Phase.SERVING and before.phase is not Phase.SERVING:
             self._watch.learn()
 

@@ -15,21 +15,22 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sparkd.host.files import write_atomically
-from sparkd.host.paths import Paths
+from sparkd.host.files import whole, write_atomically
+from sparkd.host.paths import PLAN_MAX_BYTES, Paths
+from sparkd.model.outside import parsed
 from sparkd.model.plan import ClusterPlan
 from sparkd.model.report import Saved
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=BaseModel)
 
-FILE_MAX_BYTES = 4 << 20  # ours have some KiB; reading something huge would take the daemon down at each of its starts
+STEP_MAX_S = 7 * 86400.0  # no step of a launch takes longer
 
 
 def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:
     """The file's content, or None with a sentence where there is one that cannot be used."""
     try:
-        return model.model_validate_json(_bytes(path)), ""
+        return model.model_validate_json(whole(path, PLAN_MAX_BYTES)), ""
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError) as error:  # ValidationError is a ValueError
@@ -39,15 +40,6 @@ def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:
         except OSError:
             kept = path
         return None, f"{path} could not be used and was set aside as {kept.name}: {_first_words(error)}"
-
-
-def _bytes(path: Path) -> bytes:
-    """Raises OSError, ValueError."""
-    with path.open("rb") as file:
-        data = file.read(FILE_MAX_BYTES + 1)
-    if len(data) > FILE_MAX_BYTES:
-        raise ValueError(f"it has more than {FILE_MAX_BYTES} bytes")
-    return data
 
 
 def _first_words(error: Exception) -> str:
@@ -82,10 +74,12 @@ class Store:
     def load_learned(self) -> dict[str, float]:
         """Seconds that each step of the last good launch took on this node; empty where nothing is known."""
         try:
-            learned = {str(step): float(seconds) for step, seconds in json.loads(_bytes(self._paths.learned)).items()}
-        except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+            learned = parsed(whole(self._paths.learned))
+            durations = {str(step): float(seconds) for step, seconds in learned.items()}
+        except (OSError, ValueError, AttributeError, TypeError, OverflowError):
             return {}
-        return learned if all(math.isfinite(s) and s >= 0 for s in learned.values()) else {}
+        known = all(math.isfinite(seconds) and 0 <= seconds <= STEP_MAX_S for seconds in durations.values())
+        return durations if known else {}
 
     def save_learned(self, durations: dict[str, float]) -> None:
         write_atomically(self._paths.learned, json.dumps(durations))

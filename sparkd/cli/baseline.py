@@ -53,9 +53,11 @@ def _launched(paths: Paths) -> ClusterPlan | None:
     """The plan that the last launch ran, as the daemon keeps it; None where it keeps none that can be read."""
     from pydantic import ValidationError
 
+    from sparkd.host.files import whole
+    from sparkd.host.paths import PLAN_MAX_BYTES
     from sparkd.model.plan import ClusterPlan
 
     try:
-        return ClusterPlan.model_validate_json(paths.plan.read_bytes())
+        return ClusterPlan.model_validate_json(whole(paths.plan, PLAN_MAX_BYTES))
     except (OSError, ValidationError):
         return None

@@ -10,7 +10,8 @@ from sparkd.cli import daemon, output
 from sparkd.model.errors import UnreachableError
 
 Event = dict[str, Any]
-FILE_MAX_BYTES = 1 << 20
+
+READ_MAX_BYTES = 2 << 20  # the daemon turns its file over at one
 
 
 @click.command()
@@ -57,7 +58,7 @@ def _on_disk(count: int) -> list[Event]:
     from sparkd.host.paths import Paths
 
     try:
-        found = event_file.read(Paths.from_environment().events, FILE_MAX_BYTES)
+        found = event_file.read(Paths.from_environment().events, READ_MAX_BYTES)
     except OSError:
         return []
     return found[-count:] if count else []

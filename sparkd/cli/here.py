@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparkd.cli import daemon
 from sparkd.model.errors import SparkdError
+from sparkd.model.outside import parsed
 
 if TYPE_CHECKING:
     from sparkd.doctor.facts import Facts
@@ -91,8 +91,10 @@ def _configure(facts: Facts, config_path: Path, node: str | None) -> None:
 
 def _saved_profile(paths: Paths) -> str | None:
     """The profile that an operator asked for, as the daemon keeps it. None: the configured one."""
+    from sparkd.host.files import whole
+
     try:
-        saved = json.loads(paths.saved.read_text(encoding="utf-8"))
+        saved = parsed(whole(paths.saved))
     except (OSError, ValueError):
         return None
     profile = saved.get("profile") if isinstance(saved, dict) else None

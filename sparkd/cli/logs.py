@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from sparkd.cli import output
 from sparkd.model.errors import SparkdError, UnreachableError, UsageError
+
+if TYPE_CHECKING:
+    from sparkd.host.paths import Paths
 
 POLL_S = 0.25
 BLOCK_BYTES = 64 * 1024
@@ -27,11 +30,12 @@ def logs(follow: bool, count: int, launch: str | None, as_json: bool) -> None:
     """Show the engine's output on this node: of the current launch, or of the last one that was."""
     from sparkd.host.paths import Paths
 
-    directory = Paths.from_environment().engine_logs
-    path = directory / f"{_checked(launch)}.log" if launch else _newest(directory)
+    paths = Paths.from_environment()
+    directory = paths.engine_logs
+    path = directory / f"{_checked(launch)}.log" if launch else _newest(paths)
     if path is None and not follow:
         raise SparkdError("no engine was launched here yet", where=str(directory), hint="see `sparkd status`")
-    for name, text in _texts(directory, path, count, follow=follow, pinned=launch is not None):
+    for name, text in _texts(paths, path, count, follow=follow, pinned=launch is not None):
         if as_json:
             for line in text.splitlines():
                 output.say_json({"launch": name, "line": line}, lines=True)
@@ -49,8 +53,15 @@ def _checked(launch: str) -> str:
     return launch
 
 
-def _newest(directory: Path) -> Path | None:
-    """The file of the newest launch. UnreachableError where it may not be looked at."""
+def _newest(paths: Paths) -> Path | None:
+    """The file of the newest launch: of this boot's last one where that is known, for a clock may have been set back; by
+    their times otherwise. UnreachableError where it may not be looked at."""
+    from sparkd.host.launch_file import last_launch
+
+    directory = paths.engine_logs
+    last = last_launch(paths.launch_file)
+    if last is not None and (directory / f"{last}.log").is_file():
+        return directory / f"{last}.log"
     try:
         files = [
             (entry.stat().st_mtime, Path(entry.path)) for entry in os.scandir(directory) if entry.name.endswith(".log")
@@ -74,11 +85,11 @@ def _open(path: Path) -> BinaryIO:
         ) from None
 
 
-def _texts(directory: Path, path: Path | None, count: int, *, follow: bool, pinned: bool) -> Iterator[tuple[str, str]]:
+def _texts(paths: Paths, path: Path | None, count: int, *, follow: bool, pinned: bool) -> Iterator[tuple[str, str]]:
     """(launch id, text) pairs. While following, a newer launch takes over unless one was asked for by name."""
     while path is None:
         time.sleep(POLL_S)
-        path, count = _newest(directory), 0
+        path, count = _newest(paths), 0
     file = _open(path)
     try:
         _seek_last_lines(file, count)
@@ -88,7 +99,7 @@ def _texts(directory: Path, path: Path | None, count: int, *, follow: bool, pinn
                 continue
             if not follow:
                 return
-            newest = path if pinned else _newest(directory)
+            newest = path if pinned else _newest(paths)
             if newest is not None and newest != path:
                 if rest := _read(file, whole_lines=False):
                     yield path.stem, rest
@@ -103,6 +114,8 @@ def _texts(directory: Path, path: Path | None, count: int, *, follow: bool, pinn
 
 def _read(file: BinaryIO, *, whole_lines: bool) -> str:
     """What is new; with `whole_lines` a line that is still being written waits for its end."""
+    if whole_lines and file.tell() > os.fstat(file.fileno()).st_size:
+        file.seek(0, os.SEEK_END)  # shortened since: what stands in it now was shown before (agent/engine_log.py)
     data = file.read(BLOCK_BYTES)
     if whole_lines and len(data) < BLOCK_BYTES:
         keep = data.rfind(b"\n") + 1

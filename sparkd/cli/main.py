@@ -35,6 +35,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "clean": ("sparkd.cli.clean:clean", "Remove what engines left behind and is proven ours"),
     },
     "Configuration": {
+        "init": ("sparkd.cli.init:init", "Make the cluster key, on the first node"),
+        "key": ("sparkd.cli.key:key", "Compare the nodes' keys; replace the key while serving"),
         "config": ("sparkd.cli.config:config", "Check the configuration"),
         "render": ("sparkd.cli.render:render", "Print the launch script of a rank, byte for byte"),
         "version": ("sparkd.cli.version:version", "Print the version of sparkd"),

@@ -10,6 +10,7 @@ import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+KEY_PATH = Path("/etc/sparkd/cluster.key")
 CONFIG_PATH = Path("/etc/sparkd/sparkd.yaml")  # as sparkd.config.load has it; importing that costs 0.2 s
 
 
@@ -23,6 +24,18 @@ def config_option(function: Function) -> Function:
         envvar="SPARKD_CONFIG",
         metavar="PATH",
         help="The configuration file; recipes and profiles lie beside it.",
+    )(function)
+
+
+def key_option(function: Function) -> Function:
+    return click.option(
+        "--key",
+        "key_path",
+        type=click.Path(path_type=Path),
+        default=KEY_PATH,
+        show_default=True,
+        metavar="PATH",
+        help="The cluster's key file.",
     )(function)
 
 

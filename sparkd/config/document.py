@@ -6,9 +6,12 @@ to different readers, so they are refused with a request to say it plainly. Anch
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +19,11 @@ import yaml
 
 from sparkd.model.errors import ConfigError
 
-BYTES_MAX = 1_000_000
+BYTES_MAX = 400_000  # some seconds of reading, at the worst
 VALUES_MAX = 50_000  # anchors multiply: a small file can stand for billions of values
+DEPTH_MAX = 50  # of keys in keys; anchors multiply here too
+DIGITS_MAX = 40
+KEY_MAX_CHARS = 200
 
 Key = tuple[str | int, ...]  # ("cluster", "nodes", 1, "name")
 
@@ -83,12 +89,16 @@ def read_document(path: Path) -> Document:
 
 def _content(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError("is not a file", where=str(path))
-        with path.open("rb") as file:
+        # Without waiting: a FIFO, whose other end nobody holds, is no configuration.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with os.fdopen(descriptor, "rb", closefd=True) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError("is not a file", where=str(path))
             content = file.read(BYTES_MAX + 1)
-    except OSError as error:
-        told = error.strerror or type(error).__name__
+    except IsADirectoryError:
+        raise ConfigError("is not a file", where=str(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        told = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot be read: {told}", where=str(path)) from None
     if len(content) > BYTES_MAX:
         raise ConfigError(f"is larger than {BYTES_MAX} bytes: not a configuration of sparkd", where=str(path))
@@ -126,6 +136,8 @@ class _Builder:
         self._values += 1
         if self._values > VALUES_MAX:
             raise self._fail(f"has more than {VALUES_MAX} values", node, key)
+        if len(key) > DEPTH_MAX:
+            raise self._fail("is nested too deeply", node, key[:3])
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, key)
         if id(node) in self._open:
@@ -150,10 +162,10 @@ class _Builder:
             seen[name] = self.lines[(*key, name)] = _line(name_node)
             built[name] = self.value(value_node, (*key, name))
         for other in merged:  # what stands here wins over what is merged in, an earlier merge over a later one
-            for name, value in self.value(other, (*key, "<<")).items():
-                if name not in built:
-                    built[name] = value
-                    self._adopt((*key, "<<", name), (*key, name))
+            values = self.value(other, (*key, "<<"))
+            adopted = {name: value for name, value in values.items() if name not in built}
+            built |= adopted
+            self._adopt((*key, "<<"), key, adopted)
         return built
 
     def _merged(self, node: yaml.Node, key: Key) -> Iterator[yaml.MappingNode]:
@@ -162,17 +174,20 @@ class _Builder:
                 raise self._fail("`<<` takes keys and values, or a list of such", node, key)
             yield each
 
-    def _adopt(self, merged: Key, key: Key) -> None:
-        """What was learnt of a merged value holds for the key that it became."""
-        self.lines |= _moved(self.lines, merged, key)
-        self.numbers |= _moved(self.numbers, merged, key)
+    def _adopt(self, merged: Key, key: Key, names: Container[str]) -> None:
+        """What was learnt of merged values holds for the keys that they became. It stands last in the tables, in one piece."""
+        _move_last(self.lines, merged, key, names)
+        _move_last(self.numbers, merged, key, names)
 
     def _name(self, node: yaml.Node, key: Key) -> str:
         if not isinstance(node, yaml.ScalarNode):
             raise self._fail("a key must be text", node, key)
         name = self._scalar(node, key)
         if not isinstance(name, str):
-            raise self._fail(f"the key {node.value!r} must be text", node, key, hint=f'write "{node.value}": in quotes')
+            told = _short(node.value)
+            raise self._fail(f"the key {told!r} must be text", node, key, hint=f'write "{told}": in quotes')
+        if len(name) > KEY_MAX_CHARS:
+            raise self._fail(f"the key {_short(name)!r} has more than {KEY_MAX_CHARS} characters", node, key)
         return name
 
     def _sequence(self, node: yaml.Node, key: Key) -> list[Any]:
@@ -198,14 +213,14 @@ class _Builder:
                 return text.lower() == "true"
             case "bool":
                 raise self._fail(f"{text} is true or false to some and text to others", node, key, _plainly(text))
-            case "int" if _WHOLE.match(text):
+            case "int" if _WHOLE.match(text) and len(text) <= DIGITS_MAX:
                 self.numbers[key] = text
                 return int(text)
-            case "float" if _DECIMAL.match(text):
+            case "float" if _DECIMAL.match(text) and isfinite(float(text)):
                 self.numbers[key] = text
                 return float(text)
             case "int" | "float":
-                raise self._fail(f"{text} is not a plain decimal number", node, key, _plainly(text))
+                raise self._fail(f"{_short(text)} is not a plain decimal number", node, key, _plainly(text))
         raise self._fail(f"the tag {node.tag!r} has no meaning here", node, key)
 
     def _clean(self, text: str, node: yaml.Node, key: Key) -> str:
@@ -216,9 +231,20 @@ class _Builder:
         return text
 
 
-def _moved(table: dict[Key, _Told], old: Key, new: Key) -> dict[Key, _Told]:
-    return {new + key[len(old) :]: told for key, told in table.items() if key[: len(old)] == old}
+def _move_last(table: dict[Key, _Told], old: Key, new: Key, names: Container[str]) -> None:
+    moved: dict[Key, _Told] = {}
+    for key in reversed(table):
+        if key[: len(old)] != old:
+            break
+        if len(key) > len(old) and key[len(old)] in names:
+            moved[new + key[len(old) :]] = table[key]
+    table |= moved
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def _plainly(text: str) -> str:
+    text = _short(text)
     return f'write true, false or a decimal number, or "{text}" in quotes if text is meant'

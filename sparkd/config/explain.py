@@ -13,8 +13,10 @@ from pydantic_core import ErrorDetails
 
 from sparkd.config.document import Document, Key
 from sparkd.model.errors import ConfigError
+from sparkd.model.outside import clean
 
 _MISSING = "missing key"
+_SECRET = re.compile(r"key|token(?!i|s)|secret|passw|credential", re.IGNORECASE)
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> ConfigError:
@@ -26,6 +28,7 @@ def explain(error: ValidationError, document: Document, model: type[BaseModel]) 
     told = [_told(each, document, model) for each in errors]
     told.sort(key=lambda each: (each[1] == _MISSING, document.line(each[0])))
     key, message, hint = told[0]
+    message = clean(message)
     if len(told) > 1:
         message += f" (and {len(told) - 1} more)"
     return ConfigError(message, where=document.where(key), hint=hint)
@@ -43,21 +46,31 @@ def _told(error: ErrorDetails, document: Document, model: type[BaseModel]) -> tu
         case "missing":
             return key, _MISSING, ""
         case "string_type" if isinstance(error["input"], (bool, int, float)):
-            written = document.numbers.get(key, str(error["input"]).lower())
-            return key, f"must be text, not {_kind(error['input'])}", f'write it in quotes: "{written}"'
+            written = "..." if _is_secret(key) else document.numbers.get(key, str(error["input"]).lower())
+            return key, f"must be text, not {_shown(key, error['input'])}", f'write it in quotes: "{written}"'
         case "value_error" if not isinstance(error["ctx"]["error"], AddressValueError):
             culprit, message = _culprit(error["msg"].removeprefix("Value error, "), key, document)
             return culprit, message, ""
         case "ip_v4_address" | "value_error":  # which of them depends on pydantic's version
-            return key, f"{error['input']!r} is not an IPv4 address", ""
+            return key, f"{_shown(key, error['input'])} is not an IPv4 address", ""
         case "string_pattern_mismatch":
-            return key, f"{error['input']!r} is not allowed here (it must match {error['ctx']['pattern']})", ""
+            told = f"{_shown(key, error['input'])} is not allowed here (it must match {error['ctx']['pattern']})"
+            return key, told, ""
     message = error["msg"].removeprefix("Input ").replace("should", "must", 1)
-    return key, message[0].lower() + message[1:] + f", not {_kind(error['input'])}", ""
+    return key, message[0].lower() + message[1:] + f", not {_shown(key, error['input'])}", ""
 
 
 def _key(error: ErrorDetails) -> Key:
     return tuple(part for part in error["loc"] if part != "[key]")
+
+
+def _is_secret(key: Key) -> bool:
+    return any(isinstance(part, str) and _SECRET.search(part) for part in key)
+
+
+def _shown(key: Key, value: object) -> str:
+    """Where a secret's own text stands in the place of its file's name, the message must not have it."""
+    return "what is written there" if _is_secret(key) else _kind(value)
 
 
 def _kind(value: object) -> str:

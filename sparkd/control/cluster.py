@@ -19,7 +19,7 @@ ARMED_FRESH_S = 60.0  # older than this, what armed a node is checked again befo
 DIFFERS_RECHECK_S = 30.0  # armed nodes that differ look again this often: a person may have mended one of them
 SHOWN = (
     *("plan_digest", "image_id", "weights_digest", "driver"),
-    *("head_phase", "blocked", "head_boot_id", "version", "serving", "progress"),
+    *("head_phase", "blocked", "head_boot_id", "version", "serving", "progress", "doubt"),
 )
 _shown = attrgetter(*SHOWN)
 NO_PROGRESS = Progress()
@@ -292,6 +292,7 @@ def publish(s: NodeState) -> NodeState:
         *(s.phase, s.blocked if s.phase is Phase.BLOCKED else None),
         *(s.me.boot_id, s.me.version),
         *(proven and s.intent.epoch == s.epoch, s.progress if s.phase.has_engine else NO_PROGRESS),
+        s.doubt and s.phase is Phase.SERVING,
     )
     if shown == _shown(s.intent):
         return s

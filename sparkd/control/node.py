@@ -48,6 +48,7 @@ from sparkd.control.state import (
     Launch,
     Look,
     Me,
+    Measured,
     NodeState,
     Note,
     Peer,
@@ -155,7 +156,7 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case Heard(report=told) if told.rank in s.me.workers and not _older(
             told, s.peers.get(told.rank, Peer()).report
         ):
-            return _met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), []
+            return serving.noticed(_met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), now), []
         case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
             return _told(s, intent, now)
         case Started():
@@ -177,6 +178,8 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
             return lose(s, finding, now)
         case Counted(epoch=epoch, counters=counters) if _living(s, epoch):
             return serving.counted(s, counters, now), []
+        case Measured(epoch=epoch, vitals=vitals) if _living(s, epoch):
+            return serving.noticed(replace(s, vitals=vitals, vitals_at=now), now), []
         case CanaryBack():
             return serving.canary_back(s, event, now)
         case Silent(rank=rank, reach=reach, finding=finding):
@@ -406,6 +409,7 @@ def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Acti
         return s, [*notes, *asked]
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
     s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
+    s = replace(s, unanswered_since=None, doubt=False, vitals=None)
     lost = s.loss if s.loss is not None and s.loss.epoch == s.epoch else None
     if lost is not None and refined is not None and cluster.says_more(refined, lost.finding):
         lost = Loss(epoch=s.epoch, finding=refined)
@@ -650,6 +654,12 @@ def report(s: NodeState) -> Report:
         waiting=s.waiting,
         progress=s.progress,
     )
+
+
+def report_now(s: NodeState, now: float) -> Report:
+    """The report as it goes out, with what only the moment of telling knows. Of these nothing makes a new report by itself."""
+    vitals = serving.own_vitals(s, now)
+    return report(s).model_copy(update={"reason": reason(s, now), "vitals": vitals, "at": now})
 
 
 def saved(s: NodeState) -> Saved:

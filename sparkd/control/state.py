@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sparkd.model.cluster import Limits
 from sparkd.model.finding import Finding
-from sparkd.model.report import Digests, Intent, Loss, Phase, Progress, Proof, Report, Saved
+from sparkd.model.report import Digests, Intent, Loss, Phase, Progress, Proof, Report, Saved, Vitals
 
 State = TypeVar("State")
 
@@ -57,11 +57,22 @@ class Launch:
 
 @dataclass(frozen=True)
 class Counters:
-    """The engine's own counters (/metrics). Only ever grow within a launch; backwards is a restart."""
+    """The engine's own numbers (/metrics). Counters only ever grow within a launch; backwards is a restart.
+
+    vLLM counts tokens and iterations only in steps that give an answer's token (`IterationStats() if log_stats and
+    num_outputs`, v1/engine/async_llm.py), and a long prefill has none for minutes. Its scheduler's gauges are sent after
+    every step, with or without outputs (v1/core/sched/scheduler.py, update_from_output): during a hang they rest too.
+    """
 
     successes: int = 0
-    movement: int = 0  # tokens and iterations together: anything that shows work being done
+    movement: int = 0  # tokens and iterations together
     active: int = 0  # requests running or waiting
+    waiting: int = 0  # of them in the queue
+    cache: float = 0.0  # share of the KV cache in use, 0 to 1
+
+    @property
+    def gauges(self) -> tuple[int, int, float]:
+        return self.active, self.waiting, self.cache
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,15 @@ class NodeState:
     canary_done_at: float | None = None
     canary_failures: int = 0
     counters: Counters | None = None
-    moved_at: float = 0.0  # when the counters last moved
+    counted_at: float = 0.0  # when they were last read
+    moved_at: float = 0.0  # when a counter or a gauge last moved
+    tokens_at: float = 0.0  # when tokens were last counted: a prefill moves gauges only
     busy_since: float | None = None  # since when requests have been running or waiting without a pause
+    unanswered_since: float | None = None  # when the first of the canaries was sent that nothing has answered since
+    doubt: bool = False  # on the head: work waits and nothing moves; every node looks at its part of the engine
+    vitals: Vitals | None = None  # what this node saw, at `vitals_at`
+    vitals_at: float = 0.0
+    worked_at: float = 0.0  # when vitals of any node last showed work
     loss: Loss | None = None
     blocked: Finding | None = None
     blocked_fingerprint: str = ""
@@ -194,6 +212,14 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """This node looked at its part of the engine from outside."""
+
+    epoch: int
+    vitals: Vitals
+
+
+@dataclass(frozen=True)
 class CanaryBack:
     """A canary came back: with a proof, or with what was wrong."""
 
@@ -251,6 +277,7 @@ Event: TypeAlias = (
     | EngineProgress
     | EngineGone
     | Counted
+    | Measured
     | CanaryBack
     | Heard
     | Told

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sparkd.host.files import write_atomically
+from sparkd.host.files import opened, write_atomically
 from sparkd.host.paths import Paths
 from sparkd.model.diagnosis import BaselineName, Boundary
 from sparkd.model.errors import SparkdError, UnreachableError, UsageError
@@ -79,7 +79,7 @@ def load(paths: Paths, name: BaselineName | str) -> Boundary:
         raise UsageError(f"{text!r} is not the name of a baseline", hint="sparkd drift --list")
     file = directory(paths) / f"{known.name}.json"
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             content = stream.read(FILE_MAX_BYTES + 1)
         if len(content) > FILE_MAX_BYTES:
             raise SparkdError(f"is no baseline: larger than {FILE_MAX_BYTES} bytes", where=str(file))

@@ -21,6 +21,7 @@ class Gate(StrEnum):
 
     HOST = "host"  # in preflight: nothing has been touched yet
     CONTAINER = "container"  # once the plan's container runs
+    STEP = "step"  # never: a step between these refuses it. Asked while that blocks, because only this sees it mended
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ LAYERS = (
 
 
 def preflight(facts: Facts, *, everything: bool = False) -> tuple[list[Finding], Digests]:
-    """All findings, and the digests that every rank must share. `everything` also asks what needs a running container."""
-    return _ask(facts, (Gate.HOST, Gate.CONTAINER) if everything else (Gate.HOST,)), _digests(facts)
+    """All findings, and the digests that every rank must share. `everything` also asks what later steps would refuse."""
+    return _ask(facts, tuple(Gate) if everything else (Gate.HOST,)), _digests(facts)
 
 
 def in_container(facts: Facts) -> list[Finding]:

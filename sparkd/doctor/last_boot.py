@@ -11,7 +11,7 @@ from sparkd.doctor.boot_end import Ending, LastBoot, Left, how_it_ended
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, yes
 from sparkd.doctor.facts import Facts
 from sparkd.host import clock, kernel_log, samples
-from sparkd.host.files import write_atomically
+from sparkd.host.files import whole, write_atomically
 from sparkd.host.paths import Paths
 from sparkd.host.samples import Sample
 from sparkd.model.errors import SparkdError
@@ -97,7 +97,7 @@ def store(paths: Paths, verdict: LastBoot) -> None:
 def load(paths: Paths, boot_id: str) -> LastBoot | None:
     """What the daemon found in this boot; None where it has not looked yet. Raises SparkdError where it may not be read."""
     try:
-        kept = LastBoot.model_validate_json((paths.state / FILE).read_bytes())
+        kept = LastBoot.model_validate_json(whole(paths.state / FILE))
     except (FileNotFoundError, ValidationError):
         return None
     except OSError as error:

@@ -17,6 +17,7 @@ from sparkd.doctor.facts import DOOR_MAX_S, Facts, container
 from sparkd.doctor.signatures import Text
 from sparkd.doctor.timeline import BEFORE_S, Event, Launch, Present, present, split
 from sparkd.host import clock, event_file
+from sparkd.host.files import opened
 from sparkd.host.kernel_log import journal, kernel_log, pstore
 from sparkd.model.diagnosis import Source
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -159,7 +160,7 @@ def read_ends(path: Path, head_bytes: int, tail_bytes: int) -> tuple[str, int, i
 
     A start that completed in what is left out stays to be seen: what went wrong before it is history.
     """
-    with path.open("rb") as file:
+    with opened(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         if size <= head_bytes + tail_bytes:

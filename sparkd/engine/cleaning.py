@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from sparkd.engine.container import Docker
 from sparkd.host import clock, memory, ports, processes, shm
+from sparkd.host.launch_file import last_launch
 from sparkd.host.memory import GIB, MIB
 from sparkd.host.run import run
 from sparkd.model.cluster import DropCaches
@@ -79,11 +79,9 @@ def launch_by_unit(launch_file: Path, *, timeout_s: float = 10) -> str | None:
 
     Its file lies in /run, so it is of this boot and of the last launch, whatever became of the daemon's own state.
     """
-    try:
-        lines = shlex.split(launch_file.read_text())
-    except (FileNotFoundError, PermissionError):
+    launch = last_launch(launch_file)
+    if launch is None:
         return None
-    launch = dict(line.partition("=")[::2] for line in lines).get("SPARKD_LAUNCH_ID")
     try:
         state = run(["systemctl", "is-active", "sparkd-engine.service"], timeout_s=timeout_s).stdout.strip()
     except SparkdError:

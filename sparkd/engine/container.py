@@ -6,6 +6,7 @@ wants it is decided in `ensure.py` and `spec.py`.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import threading
 import time
@@ -35,6 +36,11 @@ __all__ = ["ContainerEvents", "ContainerState", "DaemonState", "Docker", "ImageS
 _WATCHED_EVENTS = ("start", "die", "destroy", "oom")
 _SYMLINKS_MAX = 8
 _EXEC_OUTPUT_MAX_BYTES = 256 * 1024
+_CONNECTIONS_KEPT = 2  # idle ones; more are made while more is asked at once
+
+GREETING_MAX_S = 3.0  # a daemon that lives answers a greeting in milliseconds, however long its work takes
+HEARD_S = 2.0  # one that answered so recently is not greeted again
+SAME_FAILURE_S = 0.5  # questions that follow each other meet one failure, not one each
 
 
 class ContainerEvents:
@@ -76,6 +82,7 @@ class Docker:
         self._connecting = threading.Lock()
         self._failure: Exception | None = None  # of the last attempt to connect
         self._failed_at = 0.0
+        self._heard_at = 0.0
 
     def close(self) -> None:
         with self._connecting:
@@ -317,22 +324,53 @@ class Docker:
             ) from error
 
     def _connected(self) -> APIClient:
-        from docker import APIClient
-
+        """A client whose daemon answered a moment ago: one that hangs is found out soon, whatever is to be asked of it."""
         came_at = time.monotonic()
         with self._connecting:
-            if self._failure is not None and self._failed_at > came_at:
-                # Of the attempt that we stood in line for: one of our own would take as long again.
+            if self._failure is not None and self._failed_at > came_at - SAME_FAILURE_S:
+                # Of the attempt that we stood in line for, or just made: one of our own would take as long again.
                 raise self._failure.with_traceback(None)
-            if self._client is None:
-                try:
-                    # "auto" asks the daemon for its version, so this is the first call and fails like one.
-                    limit_s: Any = self._timeout_s  # the stubs know whole seconds only
-                    self._client = APIClient(base_url=self._base_url, version="auto", timeout=limit_s)
-                except Exception as error:
-                    self._failure, self._failed_at = error, time.monotonic()
-                    raise
+            if self._client is not None and came_at - self._heard_at < HEARD_S:
+                return self._client
+            try:
+                self._client = self._greeted(self._client)
+            except Exception as error:
+                self._failure, self._failed_at = error, time.monotonic()
+                raise
+            self._failure, self._heard_at = None, time.monotonic()
             return self._client
+
+    def _greeted(self, client: APIClient | None) -> APIClient:
+        from docker import APIClient
+
+        limit_s: Any = min(GREETING_MAX_S, self._timeout_s)  # the stubs know whole seconds only
+        if client is not None:
+            client.get(f"{client.base_url}/_ping", timeout=limit_s).raise_for_status()
+            return client
+        # "auto" asks the daemon for its version, so this is the first call and fails like one.
+        client = APIClient(base_url=self._base_url, version="auto", timeout=limit_s)
+        _one_pool(client, self._timeout_s)
+        work_s: Any = self._timeout_s
+        client.timeout = work_s
+        return client
+
+
+def _one_pool(client: APIClient, timeout_s: float) -> None:
+    """docker-py has a pool of connections for each URL, 25 of them, and ids of containers and execs are in URLs: an idle
+    daemon would hold 25 sockets open here and in dockerd. It is one socket file, so one pool does."""
+    from docker.transport import UnixHTTPAdapter
+
+    class OnePool(UnixHTTPAdapter):
+        def get_connection(self, url: Any, proxies: Any = None) -> Any:
+            return super().get_connection(client.base_url, proxies)
+
+    several = client.get_adapter(client.base_url)
+    if isinstance(several, UnixHTTPAdapter):
+        # More at once than are kept: said as a warning, though nothing is wrong with it.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        socket_url = f"http+unix://{several.socket_path}"
+        client.mount("http+docker://", OnePool(socket_url, timeout_s, max_pool_size=_CONNECTIONS_KEPT))  # type: ignore[arg-type]
+        several.close()
 
 
 def _or_none(call: Any) -> Any:

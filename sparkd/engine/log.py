@@ -43,13 +43,18 @@ _SAYS = {
     "server": "starting the server",
 }
 
-_LINE_MAX_CHARS = 64 * 1024
+_LINE_MAX_CHARS = 64 * 1024  # of a longer line the rest is left out
+_MESSAGE_MAX_CHARS = 2000  # of a message: what means something stands at its beginning. Clients can make the rest of it
+_NAMES_MAX = 64  # of processes
 _FRACTION_MAX = 0.99  # only "ready" is all of it
 
+_LINE_BREAK = re.compile(r"[\r\n]")
+_PARTS_MAX = 256
+_PREFIXES_MAX = 8
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_PROCESS = re.compile(r"\((?P<name>[^()]+?) pid=\d+\)\s*")
+_PROCESS = re.compile(r"\((?P<name>[^()]{1,64}?) pid=\d{1,10}\)\s*")
 _STAMP = re.compile(r"(?P<level>[A-Z]+) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?")
-_BAR = re.compile(r"(?P<what>[^|%\r\n]*?):?\s*\d+%.*?(?P<done>\d+)/(?P<total>\d+)\s*\[")
+_BAR = re.compile(r"(?P<what>[^|%\r\n]{0,200}?):?\s{0,8}\d{1,3}%.{0,400}?(?P<done>\d{1,9})/(?P<total>\d{1,9})\s{0,8}\[")
 
 # Message to step. A step begins with the first of its messages and lasts until a later one begins.
 _BEGINNINGS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -100,40 +105,56 @@ class LogReader:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
+        self._parts: list[str] = []  # of a line that is not whole yet
+        self._chars = 0
 
     def feed(self, data: bytes) -> list[LogEvent]:
-        self._rest += self._decoder.decode(data)
-        *lines, self._rest = re.split(r"[\r\n]", self._rest)
-        if len(self._rest) > _LINE_MAX_CHARS:  # not a log line: do not keep what has no end
-            lines.append(self._rest)
-            self._rest = ""
-        return [event for line in lines for event in parse_line(line)]
+        """The same events, however the log was cut into pieces."""
+        *ends, rest = _LINE_BREAK.split(self._decoder.decode(data))
+        events: list[LogEvent] = []
+        for end in ends:
+            self._keep(end)
+            events += parse_line("".join(self._parts))
+            self._parts, self._chars = [], 0
+        self._keep(rest)
+        return events
+
+    def _keep(self, part: str) -> None:
+        """No more than a line may have: what has no end is not kept."""
+        part = part[: _LINE_MAX_CHARS - self._chars]
+        if part:
+            self._parts.append(part)
+            self._chars += len(part)
+        if len(self._parts) > _PARTS_MAX:
+            self._parts = ["".join(self._parts)]
 
 
 def parse_line(line: str) -> list[LogEvent]:
     """The events of one line: a line may begin a step and hold two facts. Empty for an empty line."""
     text, process, level = _ANSI.sub("", line).strip(), "", ""
-    while match := _PROCESS.match(text):
+    for _ in range(_PREFIXES_MAX):
+        if not (match := _PROCESS.match(text)):
+            break
         process, text = match["name"], text[match.end() :]
     if match := _STAMP.match(text):
         level, text = match["level"], text[match.end() :]
     text = text.strip()
     if not text:
         return []
-    events = [LogEvent("phase", text, process, name=name) for name, pattern in _BEGINNINGS if pattern.search(text)][:1]
-    if match := _BAR.match(text):
+    told = text[:_MESSAGE_MAX_CHARS]
+    events = [LogEvent("phase", text, process, name=name) for name, pattern in _BEGINNINGS if pattern.search(told)][:1]
+    if match := _BAR.match(told):
         what = match["what"].strip()
         events.append(
             LogEvent("progress", text, process, name=what, done=int(match["done"]), total=int(match["total"]))
         )
     for name, pattern in _FACTS:
-        if match := pattern.search(text):
+        if match := pattern.search(told):
             value = next(group for group in match.groups() if group is not None)
             events.append(LogEvent("fact", text, process, name=name, value=value))
-    if _READY.match(text):
+    if _READY.match(told):
         events.append(LogEvent("ready", text, process))
-    elif level in ("ERROR", "CRITICAL") or _ERROR.search(text):
+    elif level in ("ERROR", "CRITICAL") or _ERROR.search(told):
         events.append(LogEvent("error", text, process))
     return events or [LogEvent("line", text, process)]
 
@@ -172,7 +193,7 @@ class LaunchProgress:
         return events
 
     def observe(self, event: LogEvent, now: float) -> None:
-        if event.process:
+        if event.process and len(self.processes) < _NAMES_MAX:
             self.processes.add(event.process)
         match event.kind:
             case "phase":

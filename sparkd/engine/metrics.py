@@ -16,6 +16,7 @@ class Counters:
     iterations: int  # steps of the engine: the heartbeat while there is work
     successes: int  # requests that ended as they should; not aborted, not failed
     server_errors: int  # answers of 500 and above
+    cache: float = 0.0  # share of the KV cache in use: moves while a long prefill gives no token to count
 
     @property
     def busy(self) -> bool:
@@ -37,6 +38,8 @@ _NAMES = {
     "vllm:iteration_tokens_total_count": "iterations",
     "vllm:request_success_total": "successes",
     "http_requests_total": "server_errors",
+    "vllm:kv_cache_usage_perc": "cache",
+    "vllm:gpu_cache_usage_perc": "cache",  # as 0.6 to 0.9 named it
 }
 _NEEDED = {"running", "waiting", "generation_tokens"}
 
@@ -60,4 +63,5 @@ def parse_counters(text: str) -> Counters | None:
         except ValueError:
             continue
         seen.add(field)
-    return Counters(**{field: int(total) for field, total in totals.items()}) if seen >= _NEEDED else None
+    cache = round(totals.pop("cache"), 6)
+    return Counters(**{field: int(total) for field, total in totals.items()}, cache=cache) if seen >= _NEEDED else None

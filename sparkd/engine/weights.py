@@ -6,7 +6,6 @@ Only names, sizes and the shards' headers are looked at: 149 GB are not hashed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import posixpath
 import re
@@ -14,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparkd.host.files import opened, whole
+from sparkd.model.outside import parsed
 from sparkd.model.plan import Plan
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -23,7 +24,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 _UNFINISHED_SUFFIXES = (".incomplete", ".part", ".aria2", ".tmp")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json")
 _HEADER_MAX_BYTES = 100 << 20  # the safetensors format's own limit
-_OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)\s*\]')
+_INDEX_MAX_BYTES = 64 << 20  # thousands of experts give some 10 MB
+_OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,18}\s*,\s*(\d{1,18})\s*\]')
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,10 @@ def _visible(link: Path, mount: Path, volumes: Iterable[str]) -> bool:
 def _index(path: Path) -> tuple[frozenset[str], int]:
     """The shards that the index names, and the bytes of tensors in them together (0 where it does not say)."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = parsed(whole(path, _INDEX_MAX_BYTES))
         shards = frozenset(str(name) for name in raw["weight_map"].values())
         return shards, int((raw.get("metadata") or {}).get("total_size") or 0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return frozenset(), 0
 
 
@@ -165,7 +167,7 @@ def _full_size(path: Path) -> int | None:
     Of a header with thousands of tensors only the ends are wanted, and searching is ten times faster than parsing.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= _HEADER_MAX_BYTES:
                 return 0

@@ -5,15 +5,35 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 TEXT_MAX_BYTES = 1 << 20  # no file that is read in one piece is larger
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file, for reading. Raises OSError for everything else, at once: a FIFO in its place would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def whole(path: Path, max_bytes: int = TEXT_MAX_BYTES) -> bytes:
+    """A regular file in one piece. Raises OSError, also where it is larger: the end of a file may be what matters."""
+    with opened(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"is larger than {max_bytes} bytes", str(path))
+    return content
 
 
 def text(path: Path, max_bytes: int = TEXT_MAX_BYTES) -> str:
     """Without the blanks around it. Empty for a missing file, and for what the kernel or its driver refuses to tell."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return file.read(max_bytes).decode("utf-8", "replace").strip()
     except OSError:
         return ""
@@ -29,7 +49,7 @@ def number(path: Path) -> int | None:
 
 def tail(path: Path, max_bytes: int) -> str:
     """The last whole lines of a file: a line that does not fit is left out, not cut. Raises OSError."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         size = file.seek(0, os.SEEK_END)
         begin = max(0, size - max_bytes)
         file.seek(begin)
@@ -39,9 +59,14 @@ def tail(path: Path, max_bytes: int) -> str:
 
 def append_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """All of it at the end of the file, or nothing: half a line would spoil the next one. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, mode)
+    descriptor = os.open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, mode
+    )
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would hold the daemon's only loop
+            raise OSError(errno.EINVAL, "is not a file", str(path))
+        size = status.st_size
         try:
             written = os.write(descriptor, data)
             if written < len(data):  # the disk is full

@@ -13,6 +13,7 @@ TITLE = "VLLM::"
 
 _LAUNCH_ID = re.compile(r"[0-9a-f]{8}-[0-9]+")  # as model.report.launch_id writes it
 _CONTAINER = re.compile(rb"(?:/docker/|docker-)([0-9a-f]{64})")  # cgroup v1, and v2 under systemd
+_USERS_OWN = re.compile(rb"/user@(?!0\.service)")
 _VARIABLE = LAUNCH_ID_VARIABLE.encode() + b"="
 
 
@@ -42,7 +43,12 @@ def launch_id(environ: bytes) -> str | None:
 
 
 def container_id(cgroup: bytes) -> str | None:
-    """The Docker container in /proc/PID/cgroup. The innermost: the one that this node's Docker made."""
+    """The Docker container in /proc/PID/cgroup. The innermost: the one that this node's Docker made.
+
+    Below a user's own service manager that user names the groups, and may name one as Docker does.
+    """
+    if _USERS_OWN.search(cgroup):
+        return None
     found = _CONTAINER.findall(cgroup)
     return found[-1].decode("ascii") if found else None
 

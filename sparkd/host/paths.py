@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+PLAN_MAX_BYTES = 8 << 20  # a plan holds the script of each rank
+
 
 @dataclass(frozen=True)
 class Paths:

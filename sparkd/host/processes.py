@@ -4,11 +4,15 @@ A launch puts SPARKD_LAUNCH_ID into the engine's environment and its children in
 `setproctitle` package, with which vLLM names its children "VLLM::EngineCore" and "VLLM::Worker_TP0", overwrites the
 memory that /proc/PID/environ shows unless SPT_NOENV is set in the engine's environment. So a process titled `VLLM::*`
 that shows no launch id has that of the nearest ancestor that shows one.
+
+Anybody can give a process of his own any environment and any title. So both mean something only of root's processes and
+of those in a container, which is what an engine's are; of another user's they are what it says of itself, and prove nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import time
@@ -27,6 +31,8 @@ TRACKER_GRACE_S = 1.0  # a resource tracker sees the end of its last process at 
 AFTER_KILL_S = 5.0  # SIGKILL is at once, but freeing a GPU's memory on the way out is not
 POLL_S = 0.5  # how often a caller that wants to be called back is, while waiting
 
+_UIDS = re.compile(rb"^Uid:([ \t0-9]+)$", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class EngineProcess:
@@ -40,6 +46,12 @@ class EngineProcess:
     launch_id: str | None
     container_id: str | None
     ppid: int
+    uid: int = 0  # root's only where each of its user ids is: a setuid program is its caller's
+
+    @property
+    def is_credible(self) -> bool:
+        """Only root can have made it look as it does (or whoever asks, where that is not root)."""
+        return self.container_id is not None or self.uid in (0, os.geteuid())
 
     @property
     def name(self) -> str:
@@ -85,7 +97,7 @@ def _engine_process(pid: int, proc: Path) -> EngineProcess | None:
     titled = argv[0].startswith(marks.TITLE) or about.comm.startswith(marks.TITLE)
     if not (launch or titled or marks.is_serve_command(argv)):
         return None
-    return EngineProcess(
+    one = EngineProcess(
         pid=pid,
         start_ticks=about.start_ticks,
         comm=about.comm,
@@ -94,7 +106,17 @@ def _engine_process(pid: int, proc: Path) -> EngineProcess | None:
         launch_id=launch,
         container_id=marks.container_id(_read(pid, "cgroup", proc)),
         ppid=about.ppid,
+        uid=_user(_read(pid, "status", proc)),
     )
+    return one if one.is_credible else replace(one, launch_id=None)
+
+
+def _user(status: bytes) -> int:
+    """Whose process it is; -1 where nobody can tell. Of four ids (real, effective, saved, file system) the one that is
+    not root's: a setuid program runs with the environment and the title that its caller gave it."""
+    found = _UIDS.search(status)
+    ids = [int(number) for number in found[1].split()] if found else [-1]
+    return next((each for each in ids if each != 0), 0)
 
 
 def _read(pid: int, name: str, proc: Path) -> bytes:
@@ -106,7 +128,7 @@ def _read(pid: int, name: str, proc: Path) -> bytes:
 
 
 def _with_inherited_launch(process: EngineProcess, others: Mapping[int, EngineProcess]) -> EngineProcess:
-    if process.launch_id or not is_titled(process):
+    if process.launch_id or not is_titled(process) or not process.is_credible:
         return process
     ancestor: EngineProcess | None = process
     for _ in range(ANCESTORS_MAX):
@@ -173,7 +195,8 @@ def owned(
     if process.container_id and process.container_id in container_ids:
         name = container_ids[process.container_id] if isinstance(container_ids, Mapping) else process.container_id[:12]
         return f"lives in our container {name}"
-    if is_engine_proper(process) and process.container_id is None:  # in a container it is that container's owner's
+    # in a container it is that container's owner's, and of another user anybody's
+    if is_engine_proper(process) and process.container_id is None and process.is_credible:
         for listener in listeners:
             if listener.port in our_ports and process.pid in listener.pids:
                 return f"is {process.name} and holds our port {listener.port}"

@@ -44,6 +44,7 @@ class Stat:
     state: str  # one letter; Z and X are dead
     ppid: int
     start_ticks: int
+    cpu_ticks: int = 0  # in user and kernel mode, all threads
 
     @property
     def dead(self) -> bool:
@@ -64,6 +65,7 @@ def stat(pid: int, proc: Path | str = PROC) -> Stat | None:
         state=fields[0].decode("ascii"),
         ppid=int(fields[1]),
         start_ticks=int(fields[19]),
+        cpu_ticks=int(fields[11]) + int(fields[12]),
     )
 
 

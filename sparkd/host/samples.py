@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sparkd.host import clock
-from sparkd.host.files import number, text
+from sparkd.host.files import number, opened, text
 from sparkd.host.procfs import PROC
 from sparkd.model.errors import SparkdError
+from sparkd.model.outside import parsed
 
 FILE = "samples.ring"  # in the state directory
 SLOT_BYTES = 512
@@ -145,7 +146,7 @@ class Ring:
         line = b"%08x %s" % (zlib.crc32(record), record)
         if len(line) >= SLOT_BYTES:  # cannot happen with the fields of today
             raise OSError(f"a sample of {len(line)} bytes does not fit into {SLOT_BYTES}")
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._open()
         try:
             if os.fstat(descriptor).st_size != SLOTS * SLOT_BYTES:
                 # Written once in full: afterwards a sync has no new blocks to enter into the file system's journal.
@@ -156,6 +157,14 @@ class Ring:
         finally:
             os.close(descriptor)
         self._next += 1
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags, 0o600)
+        except PermissionError:  # somebody else's file: root without CAP_DAC_OVERRIDE may only replace it
+            self._path.unlink()
+            return os.open(self._path, flags, 0o600)
 
 
 def read(path: Path) -> list[Sample]:
@@ -178,7 +187,8 @@ def _newest(path: Path) -> int:
 
 def _records(path: Path) -> list[tuple[int, dict[str, object]]]:
     try:
-        data = path.read_bytes()[: SLOTS * SLOT_BYTES]
+        with opened(path) as file:
+            data = file.read(SLOTS * SLOT_BYTES)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -187,11 +197,11 @@ def _records(path: Path) -> list[tuple[int, dict[str, object]]]:
     for start in range(0, len(data), SLOT_BYTES):
         try:
             checksum, line = data[start : start + SLOT_BYTES].rstrip().split(b" ", 1)
-            record = json.loads(line)
+            record = parsed(line)
             if int(checksum, 16) == zlib.crc32(line) and record["v"] == LAYOUT:
                 _sample(record)
                 found.append((int(record["n"]), record))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # never written, or torn
     return sorted(found, key=lambda entry: entry[0])
 

@@ -7,11 +7,13 @@ it: a job is queued and then asked after, and `reload_daemon`, which systemd ans
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sparkd.host.run import run
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -27,9 +29,21 @@ PRIVATE_SOCKET = "/run/systemd/private"  # systemd's own, root only: works while
 CALL_TIMEOUT = "10s"  # one call; sd-bus would wait 25 s, longer than our watchdog should have to
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.2  # between two looks at a job: most are done at once
 RELOAD_MAX_S = 60.0
+SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
+LOST_MAX = (
+    25  # connections lost in a row, POLL_MAX_S apart: systemd is back within a second, on a busy node within five
+)
+LOST = {
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.ENOTCONN,
+    errno.EPIPE,
+    errno.ESHUTDOWN,
+}  # what pystemd has no class for
 INFINITY_USEC = 2**64 - 1  # how D-Bus says "never"
 
 Argv = tuple[str, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,8 +100,11 @@ def unit_state(name: str) -> UnitState:
 
     systemd forgets the status of a unit that ended well and that no loaded unit refers to: `exec_main_code` is 0 then.
     """
-    with _systemd(name) as bus:
+
+    def ask(bus: Any) -> UnitState:
         return _state(bus, _path(bus, name), name)
+
+    return _asking(name, ask)
 
 
 def parse_state(name: str, unit: Mapping[bytes, Any], service: Mapping[bytes, Any]) -> UnitState:
@@ -144,17 +161,26 @@ def start_unit(name: str, *, timeout_s: float) -> UnitState:
 
     Raises SparkdError naming the unit when it does not exist, fails to start, or is not done within `timeout_s`.
     """
-    with _systemd(name) as bus:
+    before: UnitState | None = None
+
+    def begin(bus: Any) -> UnitState:
+        nonlocal before
         path = _path(bus, name)
         _hold(bus, name)
-        before = _state(bus, path, name)
-        if not before.exists:
+        now = _state(bus, path, name)
+        if not now.exists:
             raise SparkdError(
                 "there is no such unit", where=name, hint=f"systemctl cat {name}; systemctl daemon-reload"
             )
-        _call(bus, b"StartUnit", b"ss", name.encode(), b"replace")
-        state = _wait_for_job(bus, path, name, "start", timeout_s)
-    ran = state.active_state == "active" or state.invocation_id != before.invocation_id
+        if (
+            before is None or now.invocation_id == before.invocation_id
+        ):  # or it was begun before the connection was lost
+            before = before or now
+            _call(bus, b"StartUnit", b"ss", name.encode(), b"replace")
+        return _wait_for_job(bus, path, name, "start", timeout_s)
+
+    state = _asking(name, begin)
+    ran = state.active_state == "active" or before is None or state.invocation_id != before.invocation_id
     if state.active_state == "failed" or not ran:
         raise SparkdError(f"did not start: {state.says}", where=name, hint=f"journalctl -u {name} -n 50")
     return state
@@ -162,7 +188,8 @@ def start_unit(name: str, *, timeout_s: float) -> UnitState:
 
 def stop_unit(name: str, *, timeout_s: float) -> UnitState:
     """Stops it and waits for the job; one that does not run, or does not exist, is stopped already."""
-    with _systemd(name) as bus:
+
+    def end(bus: Any) -> UnitState:
         path = _path(bus, name)
         _hold(bus, name)
         before = _state(bus, path, name)
@@ -171,13 +198,18 @@ def stop_unit(name: str, *, timeout_s: float) -> UnitState:
         _call(bus, b"StopUnit", b"ss", name.encode(), b"replace")
         return _wait_for_job(bus, path, name, "stop", timeout_s)
 
+    return _asking(name, end)
+
 
 def reset_failed(name: str) -> None:
     """Forgets that it failed, and why. Nothing to forget is fine."""
-    with _systemd(name) as bus:
+
+    def forget(bus: Any) -> None:
         _hold(bus, name)
         if _state(bus, _path(bus, name), name).active_state == "failed":
             _call(bus, b"ResetFailedUnit", b"s", name.encode())
+
+    _asking(name, forget)
 
 
 def reload_daemon() -> None:
@@ -201,6 +233,24 @@ def _wait_for_job(bus: Any, path: bytes, name: str, job: str, timeout_s: float) 
 # --- the bus --------------------------------------------------------------------------------------
 
 
+class _LostError(UnreachableError):
+    """The connection broke, or nobody took it: the bus is restarted or systemd executes itself anew, for a moment."""
+
+
+def _asking(name: str, work: Callable[[Any], T]) -> T:
+    """`work` with a connection, and anew with another one where it was lost meanwhile: it may be done more than once."""
+    for _ in range(LOST_MAX):
+        try:
+            with _systemd(name) as bus:
+                return work(bus)
+        except _LostError:
+            if not SYSTEMD_RUNS.is_dir():  # nobody to wait for
+                raise
+            time.sleep(POLL_MAX_S)
+    with _systemd(name) as bus:
+        return work(bus)
+
+
 @contextlib.contextmanager
 def _systemd(name: str) -> Iterator[Any]:
     """A connection of its own for each use, so that threads share none. Errors of D-Bus become ours, naming the unit."""
@@ -212,24 +262,28 @@ def _systemd(name: str) -> Iterator[Any]:
     try:
         bus = _open((dbuslib.DBus, lambda: dbuslib.DBusAddress(f"unix:path={PRIVATE_SOCKET}".encode(), True)))
     except dbusexc.DBusBaseError as error:
-        raise UnreachableError(
+        raise _LostError(
             f"cannot reach systemd: {os.strerror(abs(error.errno))}", where=name, hint="is systemd PID 1 here?"
         ) from None
-    away = (
+    lost = (
         dbusexc.DBusDisconnectedError,
         dbusexc.DBusNoReplyError,
         dbusexc.DBusServiceUnknownError,
-        dbusexc.DBusTimeoutError,
-        dbusexc.DBusTimedOutError,
+        dbusexc.DBusNameHasNoOwnerError,
         dbusexc.DBusNoServerError,
+        dbusexc.DBusConnectionRefusedError,
     )
     try:
         yield bus
-    except away as error:
+    except (dbusexc.DBusTimeoutError, dbusexc.DBusTimedOutError) as error:
         raise UnreachableError(f"systemd does not answer: {_reason(error)}", where=name) from None
+    except lost as error:
+        raise _LostError(f"systemd does not answer: {_reason(error)}", where=name) from None
     except (dbusexc.DBusAccessDeniedError, dbusexc.DBusInteractiveAuthorizationRequiredError) as error:
         raise SparkdError(f"systemd does not allow it: {_reason(error)}", where=name, hint="run as root") from None
     except dbusexc.DBusBaseError as error:
+        if abs(error.errno) in LOST:
+            raise _LostError(f"systemd does not answer: {_reason(error)}", where=name) from None
         raise SparkdError(f"systemd refused: {_reason(error)}", where=name) from None
     finally:
         bus.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Address
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,7 +18,7 @@ class Strict(BaseModel):
     relative to what it validates: the configuration loader finds the line by it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Node(Strict):
@@ -26,7 +27,7 @@ class Node(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$")
     link_address: IPv4Address
     lan_address: IPv4Address | None = None  # where clients reach the endpoint; the link address where absent
-    hostname: str = ""
+    hostname: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,253}$")
     environment: Environment = Field(default_factory=dict)  # per-node engine environment, over the recipe's
 
     @property
@@ -37,7 +38,7 @@ class Node(Strict):
 class Link(Strict):
     """The private network between the nodes, and where the daemons listen on it."""
 
-    interface: str = "bond0"
+    interface: str = Field(default="bond0", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}$")  # part of paths in /sys
     mtu: int = Field(default=9000, ge=1280, le=65535)
     port: int = Field(default=7420, ge=1, le=65535)
 
@@ -48,23 +49,31 @@ class DropCaches(StrEnum):
     NEVER = "never"
 
 
+LIMIT_MAX_S = 30 * 86400.0  # no wait is longer: clocks and timers take no number whatever
+Wait = Annotated[float, Field(gt=0, le=LIMIT_MAX_S)]
+
+
 class Limits(Strict):
     """Every wait has a limit. Seconds, unless the name says otherwise."""
 
-    link_grace_s: float = Field(default=120, gt=0)  # after boot, how long a missing link is no alarm yet
-    exchange_s: float = Field(default=1, gt=0)  # the longest a long poll is held
-    link_loss_max_s: float = Field(default=45, gt=0)  # a peer unreachable for so long: its half counts as gone
-    start_max_s: float = Field(default=120, gt=0)  # from `systemctl start` to a living engine process
-    load_max_s: float = Field(default=1800, gt=0)  # from a living engine to a listening endpoint
-    prove_max_s: float = Field(default=180, gt=0)  # for the proof's requests together
-    stop_grace_s: float = Field(default=20, gt=0)  # a headless worker needs 11 to 12 s (FIELD.md), then SIGKILL
-    canary_interval_s: float = Field(default=60, gt=0)  # an idle endpoint is asked this often
-    canary_max_s: float = Field(default=60, gt=0)  # one canary's answer
-    hang_max_s: float = Field(default=90, gt=0)  # frozen counters with work waiting, before the engine counts as hung
-    hold_s: float = Field(default=300, gt=0)  # serving this long refills the budget and makes the launch a baseline
-    restarts_max: int = Field(default=6, ge=1)  # lost epochs before sparkd blocks itself
-    backoff_first_s: float = Field(default=0, ge=0)  # the first relaunch is immediate
-    backoff_max_s: float = Field(default=300, gt=0)
+    link_grace_s: Wait = 120  # after boot, how long a missing link is no alarm yet
+    exchange_s: Wait = 1  # the longest a long poll is held
+    link_loss_max_s: Wait = 45  # a peer unreachable for so long: its half counts as gone
+    start_max_s: Wait = 120  # from `systemctl start` to a living engine process
+    load_max_s: Wait = 1800  # from a living engine to a listening endpoint
+    prove_max_s: Wait = 180  # for the proof's requests together
+    stop_grace_s: Wait = 20  # a headless worker needs 11 to 12 s (FIELD.md), then SIGKILL
+    canary_interval_s: Wait = 60  # an idle endpoint is asked this often
+    canary_max_s: Wait = 60  # one canary's answer
+    hang_max_s: Wait = 90  # work waits, nothing moves, and a second signal says so: a hang
+    # The same where nothing can be read either way: longer than the longest step that vLLM itself allows (300 s by default,
+    # VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS: then it ends by itself and says why) and than a prefill of 190K tokens (238 s).
+    hang_blind_max_s: Wait = 360
+    work_max_s: Wait = 1800  # nothing counted for so long is a hang, whatever looks like work
+    hold_s: Wait = 300  # serving this long refills the budget and makes the launch a baseline
+    restarts_max: int = Field(default=6, ge=1, le=1000)  # lost epochs before sparkd blocks itself
+    backoff_first_s: float = Field(default=0, ge=0, le=LIMIT_MAX_S)  # the first relaunch is immediate
+    backoff_max_s: Wait = 300
 
 
 class Cluster(Strict):
@@ -96,7 +105,7 @@ class Cluster(Strict):
 class OperatorUnit(Strict):
     """A unit of the operator's own that preflight validates like ours (`vllm-ds4-head.service`)."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9:_.@-]+\.service$")
+    name: str = Field(pattern=r"^[A-Za-z0-9:_.@-]+\.service$", max_length=255)
     nodes: tuple[str, ...] = ()  # names of the nodes that have it; empty: all
 
 
@@ -108,7 +117,8 @@ class Settings(Strict):
     profile: str | None = None  # None: the recipe's default_profile
     drop_caches: DropCaches = DropCaches.ALWAYS
     operator_units: tuple[OperatorUnit, ...] = ()
-    launches_kept: int = Field(default=10, ge=1)  # engine logs kept, one file per launch
+    launches_kept: int = Field(default=10, ge=1, le=10_000)  # engine logs kept, one file per launch
+    engine_log_max_mib: int = Field(default=64, ge=1, le=1_000_000)  # of one launch's log, and of the older part kept beside it
     limits: Limits = Limits()
 
     @model_validator(mode="after")

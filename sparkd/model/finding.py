@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 from sparkd.model.errors import EXIT_FAILED, EXIT_UNKNOWN, SparkdError
-from sparkd.model.outside import Shown, Word
+from sparkd.model.fields import Shown, Word
 
 
 class Verdict(StrEnum):

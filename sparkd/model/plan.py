@@ -54,6 +54,12 @@ class Plan(BaseModel):
     api_key_file: str | None
 
     @property
+    def api_url(self) -> str:
+        """Where this node asks its own endpoint."""
+        host = f"[{self.api_host}]" if ":" in self.api_host else self.api_host
+        return f"http://{host}:{self.api_port}"
+
+    @property
     def is_head(self) -> bool:
         return self.rank == 0
 

@@ -15,6 +15,10 @@ RESERVED_ARGUMENTS = ("nnodes", "node-rank", "master-addr", "master-port", "head
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"  # of recipes and profiles: they are file names too
 
+IMAGE_PATTERN = r"^[A-Za-z0-9]+((\.|_{1,2}|-+|[:/@+])[A-Za-z0-9]+)*$"  # a name, a digest or an id; no way up
+# Read by systemd, bash and Docker on its way: of characters that mean the same to all of them, and no way up.
+DIRECTORY_PATTERN = r"^(/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}){0,16}/?$"
+
 
 def canonical(name: str) -> str:
     """The argument's one spelling: `max_model_len` and `max-model-len` are the same to vLLM.
@@ -77,23 +81,25 @@ Arguments = Annotated[dict[str, JsonValue], AfterValidator(check_arguments)]
 class ContainerRecipe(Strict):
     """How the container is made. Defaults are those of the two-Spark deployment."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
-    image: str
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$")
+    image: str = Field(pattern=IMAGE_PATTERN, max_length=255)
     runtime: str | None = "nvidia"
-    gpus: str | None = "all"
+    gpus: str | None = Field(default="all", pattern=r"^(all|[0-9]{1,3}|device=[A-Za-z0-9,.:_-]{1,200})?$")
     network: str = "host"
     ipc: str = "host"
     privileged: bool = True
     volumes: tuple[str, ...] = ()  # "host path:container path[:ro]"; ~ is root's home on the node
     command: tuple[str, ...] = ("sleep", "infinity")
     init: bool = True  # `sleep infinity` as PID 1 reaps nothing and ignores SIGTERM
-    script_directory: str = Field(default="/workspace", pattern=r"^/")
+    script_directory: str = Field(default="/workspace", pattern=DIRECTORY_PATTERN)
 
     @field_validator("volumes")
     @classmethod
     def _absolute(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for index, volume in enumerate(value):
             host, _, rest = volume.partition(":")
+            if any(not letter.isprintable() for letter in volume):
+                raise ValueError(f"[{index}]: {volume!r}: no path here may have a line break or another control character")
             if not host or not rest.startswith("/"):
                 raise ValueError(f"[{index}]: {volume!r} is not host path:container path[:ro]")
             if host.startswith("~") and host != "~" and not host.startswith("~/"):
@@ -104,7 +110,7 @@ class ContainerRecipe(Strict):
 class PatchInvariant(Strict):
     """A file in the image in which `needle` must stand `count` times, unless `superseded_by` shows an upstream fix."""
 
-    id: str
+    id: str = Field(pattern=NAME_PATTERN)
     file: str = Field(pattern=r"^/")  # path or glob inside the container
     needle: str = Field(min_length=1)
     count: int = Field(ge=0)  # lines with the needle, as `grep -c` counts

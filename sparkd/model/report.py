@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from sparkd.model.fields import Count, Measure, Shown, Word
 from sparkd.model.finding import Finding
-from sparkd.model.outside import Count, Measure, Shown, Word
 
 
 class Frozen(BaseModel):
@@ -85,6 +85,20 @@ class Proof(Frozen):
     says: Shown = ""
 
 
+class Vitals(Frozen):
+    """What a node sees of its part of the engine from outside, while there is doubt whether it works. None: not known."""
+
+    age_s: float = 0.0  # at the moment of telling: clocks are not compared between nodes
+    cpu_percent: float | None = None  # of one CPU, all processes titled `VLLM::*` together
+    processes: int | None = None  # of them that live
+    stopped: str | None = None  # one that is stopped (state T), by its title; "": none
+    compiling: str | None = None  # a compiler that burns CPU below the engine, by its name; "": none
+    link_bytes_s: int | None = None  # over the link's RDMA ports, or the interface where there are none, both ways
+    gpu: bool | None = None  # whether this node has a GPU at all
+    gpu_watts: float | None = None
+    gpu_percent: float | None = None  # utilisation
+
+
 class Report(Frozen):
     """One node as it is, told by itself."""
 
@@ -105,6 +119,7 @@ class Report(Frozen):
     waiting: Finding | None = None
     progress: Progress = Progress()
     at: Measure = 0.0  # when it was said: seconds on the node's monotonic clock, which orders what is said within one boot
+    vitals: Vitals | None = None  # while the head asks for them (`Intent.doubt`)
 
 
 class Intent(Frozen):
@@ -130,6 +145,7 @@ class Intent(Frozen):
     proof_age_s: Measure | None = None
     progress: Progress = Progress()
     at: Measure = 0.0  # when it was said, as in Report
+    doubt: bool = False  # work waits and nothing moves: every node looks at its part of the engine
 
 
 class Saved(Frozen):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 
 from pydantic import JsonValue
 
 from sparkd.model.cluster import Cluster, Node, Settings
 from sparkd.model.errors import ConfigError
+from sparkd.model.outside import clean
 from sparkd.model.plan import ClusterPlan, ContainerSpec, Plan
 from sparkd.model.recipe import ContainerRecipe, Profile, Recipe
 from sparkd.model.render import render_script
@@ -19,6 +21,8 @@ from sparkd.model.render import render_script
 HOME = "/root"  # what ~ means in a volume, on every node: the daemon and Docker run as root
 DEFAULT_PORT = 8000  # vLLM's own defaults, for what a recipe leaves out
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 Arguments = Mapping[str, JsonValue]
 
@@ -69,7 +73,7 @@ def _rank(cluster: Cluster, rank: int, recipe: Recipe, profile: Profile | None, 
         script_path=f"{recipe.container.script_directory.rstrip('/')}/sparkd-rank{rank}.sh",
         model=recipe.model,
         served_name=_served_name(arguments, recipe.model),
-        api_host=_api_host(arguments),
+        api_host=_api_host(arguments, recipe),
         api_port=_port(arguments, recipe),
         rendezvous_port=recipe.rendezvous_port,
         gpu_memory_utilization=_gpu_memory_utilization(arguments, recipe),
@@ -131,7 +135,7 @@ def _environment(recipe: Recipe, profile: Profile | None, node: Node) -> dict[st
         name, equals, value = forbidden.partition("=")
         if name in environment and (not equals or environment[name] == value):
             raise ConfigError(
-                f"the environment of {node.name} has {name}={environment[name]}, which this recipe forbids",
+                clean(f"the environment of {node.name} has {name}={environment[name]}, which this recipe forbids"),
                 where=_where(recipe, profile),
                 hint=f"remove {name} from the recipe, the profile or the node's environment",
                 id="script.env-forbidden",
@@ -190,15 +194,24 @@ def _served_name(arguments: Arguments, model: str) -> str:
     return _word(name[0] if isinstance(name, list) else name)
 
 
-def _api_host(arguments: Arguments) -> str:
+def _api_host(arguments: Arguments, recipe: Recipe) -> str:
     """Where the head asks its own endpoint: loopback where it listens everywhere, else the address it listens on."""
     host = arguments.get("host")
     if not isinstance(host, str):
         return "127.0.0.1"
     try:
-        return "127.0.0.1" if IPv4Address(host).is_unspecified else host
-    except AddressValueError:
-        return "::1" if host == "::" else host
+        address = ip_address(host)
+    except ValueError:
+        if _HOST.fullmatch(host):
+            return host
+        told = f"{host[:60]!r} is neither an address nor a host name"
+        raise ConfigError(told, where=f"{_where(recipe)}: arguments.host") from None
+    if address.version == 6 and address.scope_id is not None:
+        told = f"{host[:60]!r}: an address with a zone is nothing that clients could ask"
+        raise ConfigError(told, where=f"{_where(recipe)}: arguments.host")
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"
 
 
 # --- contradictions ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Who speaks, and is it new: cluster keys, signatures, sessions. No wall clock takes part.
+"""Who speaks, and is it new: signatures and sessions. No wall clock takes part.
 
-Each message is signed (HMAC-SHA256) over its direction, sender, receiver, session, sequence number, verb and body.
+Each message is signed (HMAC-SHA256) over its direction, sender, receiver, session, sequence number, verb and body; while a
+key is rotated, with both. One signature that verifies is enough.
 
     client                                             server
       │  hello: session = client's nonce, sequence 0     │
@@ -19,91 +20,25 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
-import stat
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from sparkd.model.errors import ConfigError
-from sparkd.peer.wire import Reason, Refusal, Verb
+from sparkd.peer.wire import Reason, Refusal
 
-KEY_MIN_DIGITS = 32  # hexadecimal: 128 bits
-KEY_FILE_MAX_BYTES = 4096
-SESSIONS_MAX_PER_PEER = 4
+SESSIONS_MAX_PER_PEER = 4  # in use
+OFFERS_MAX_PER_PEER = 64
+NONCES_MAX_PER_PEER = 1024  # of hellos, remembered so that none is taken twice
 PEERS_MAX = 32
 
+_VERB = re.compile(r"[a-z][a-z-]{0,31}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 _NONCE = re.compile(r"[0-9a-f]{64}")
 _SEQUENCE = re.compile(r"[0-9]{1,15}")
 _SIGNATURE = re.compile(r"[0-9a-f]{64}")
-
-
-# --- keys ----------------------------------------------------------------------------------------
-
-
-def new_key() -> str:
-    """A fresh cluster key of 256 bits, as a line for the key file."""
-    return secrets.token_hex(32)
-
-
-def load_keys(path: Path) -> tuple[bytes, ...]:
-    """The cluster's keys: the first signs, all verify. Two while one is being rotated.
-
-    Empty lines and lines that begin with # are left out. Raises ConfigError where the file cannot be used; no message
-    shows any of its content.
-    """
-    text = _read_private(path)
-    keys = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        digits = line.strip()
-        if not digits or digits.startswith("#"):
-            continue
-        where = f"{path}:{number}"
-        if not re.fullmatch(r"[0-9A-Fa-f]+", digits) or len(digits) % 2:
-            raise ConfigError("a cluster key is an even number of hexadecimal digits", where=where, hint=_how_to(path))
-        if len(digits) < KEY_MIN_DIGITS:
-            raise ConfigError(
-                f"the cluster key is too short: it needs {KEY_MIN_DIGITS} hexadecimal digits or more",
-                where=where,
-                hint=_how_to(path),
-            )
-        keys.append(bytes.fromhex(digits))
-    if not 1 <= len(keys) <= 2:
-        held = f"{len(keys)} keys" if keys else "no key"
-        raise ConfigError(
-            f"one key is needed, or two while one is rotated; the file has {held}", where=str(path), hint=_how_to(path)
-        )
-    return tuple(keys)
-
-
-def _read_private(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError("the cluster key is not a file", where=str(path), hint=_how_to(path))
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise ConfigError(
-                    f"the cluster key can be read by others (mode {stat.S_IMODE(mode):04o})",
-                    where=str(path),
-                    hint=f"chmod 0600 {path}; if others may have read it, make a new one",
-                )
-            return file.read(KEY_FILE_MAX_BYTES).decode("ascii")
-    except OSError as error:
-        raise ConfigError(
-            f"the cluster key cannot be read: {error.strerror}", where=str(path), hint=_how_to(path)
-        ) from error
-    except UnicodeDecodeError:
-        raise ConfigError("the cluster key is not hexadecimal text", where=str(path), hint=_how_to(path)) from None
-
-
-def _how_to(path: Path) -> str:
-    return f"make one: (umask 077; openssl rand -hex 32 > {path}), and copy it to every node of the cluster"
 
 
 # --- signatures ----------------------------------------------------------------------------------
@@ -126,7 +61,7 @@ class Stamp:
     receiver: str
     session: str
     sequence: int
-    verb: Verb
+    verb: str  # a Verb, or one that a newer sparkd has
 
     def back(self, direction: Direction) -> Stamp:
         """The stamp of what is sent back for this one."""
@@ -148,12 +83,12 @@ def sign(key: bytes, stamp: Stamp, body: bytes) -> str:
     return hmac.new(key, _joined(parts), hashlib.sha256).hexdigest()
 
 
-def verifies(keys: Iterable[bytes], stamp: Stamp, body: bytes, signature: str) -> bool:
-    """Whether any of the keys made `signature`, in a time that tells nothing of where they differ."""
-    if not _SIGNATURE.fullmatch(signature):
-        return False
-    matches = [hmac.compare_digest(sign(key, stamp, body), signature) for key in keys]
-    return any(matches)
+def proven(keys: Sequence[bytes], stamp: Stamp, body: bytes, signatures: Iterable[str]) -> tuple[bytes, ...]:
+    """Those of `keys` that made one of `signatures`; none: not authentic. In a time that tells nothing of any of it."""
+    given = [signature if _SIGNATURE.fullmatch(signature) else "" for signature in signatures]
+    made = [(key, sign(key, stamp, body)) for key in keys]
+    matches = [(key, [hmac.compare_digest(ours, theirs) for theirs in given]) for key, ours in made]
+    return tuple(key for key, found in matches if any(found))
 
 
 def stream_proof(key: bytes, sender: str, receiver: str, token: str, stream: int) -> bytes:
@@ -163,6 +98,7 @@ def stream_proof(key: bytes, sender: str, receiver: str, token: str, stream: int
 
 
 def new_nonce() -> str:
+    """Of 256 bits: said once, by one side."""
     return secrets.token_hex(32)
 
 
@@ -177,19 +113,27 @@ def _joined(parts: Iterable[bytes]) -> bytes:
 # --- stamps as HTTP headers ----------------------------------------------------------------------
 
 
-def headers(key: bytes, stamp: Stamp, body: bytes) -> dict[str, str]:
-    """Stamp and signature of a message that is sent."""
+_SIGNATURES = ("sparkd-signature", "sparkd-signature-2")
+
+
+def headers(keys: Sequence[bytes], stamp: Stamp, body: bytes) -> dict[str, str]:
+    """Stamp and signatures of a message that is sent, one with each key."""
+    signed = {name: sign(key, stamp, body) for name, key in zip(_SIGNATURES, keys, strict=False)}
     return {
         "sparkd-from": stamp.sender,
         "sparkd-to": stamp.receiver,
         "sparkd-session": stamp.session,
         "sparkd-sequence": str(stamp.sequence),
-        "sparkd-signature": sign(key, stamp, body),
+        **signed,
     }
 
 
-def read_request(found: Mapping[str, str], verb: Verb) -> tuple[Stamp, str]:
-    """Stamp and signature of a request that came in, not yet verified. Raises Refusal (malformed)."""
+def signatures(found: Mapping[str, str]) -> list[str]:
+    return [found[name] for name in _SIGNATURES if name in found]
+
+
+def read_request(found: Mapping[str, str], verb: str) -> tuple[Stamp, list[str]]:
+    """Stamp and signatures of a request that came in, not yet verified. Raises Refusal (malformed)."""
     values = []
     for name, pattern in (
         ("sparkd-from", _NAME),
@@ -202,8 +146,10 @@ def read_request(found: Mapping[str, str], verb: Verb) -> tuple[Stamp, str]:
         if not pattern.fullmatch(value):
             raise Refusal(Reason.MALFORMED, f"the header {name} is missing or not as sparkd writes it")
         values.append(value)
-    sender, receiver, session, sequence, signature = values
-    return Stamp(Direction.REQUEST, sender, receiver, session, int(sequence), verb), signature
+    if not _VERB.fullmatch(verb):
+        raise Refusal(Reason.MALFORMED, "that is no verb")
+    sender, receiver, session, sequence, _ = values
+    return Stamp(Direction.REQUEST, sender, receiver, session, int(sequence), verb), signatures(found)
 
 
 # --- sessions, as the server remembers them ------------------------------------------------------
@@ -212,17 +158,22 @@ def read_request(found: Mapping[str, str], verb: Verb) -> tuple[Stamp, str]:
 class Sessions:
     """Who speaks with this server, and up to which sequence number. Bounded, and gone after a restart.
 
-    A session counts as offered until its first message proves that the client has the server's nonce. Offered sessions
-    have a place of their own: someone who replays a captured hello can push those out, never one that is in use.
+    A session counts as offered until its first message proves that the client has the server's nonce. Only who has the
+    key can say a new hello, and none is taken twice while this server lives, so someone who repeats what was recorded
+    can neither fill this nor push anything out; after a restart each old hello costs one offer, of a table of its own.
     """
 
     def __init__(self) -> None:
         self._offered: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()
         self._used: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()
+        self._nonces: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()
 
-    def offer(self, peer: str, session: str) -> None:
-        """After an authentic hello."""
-        _put(self._offered, peer, session, 0)
+    def offer(self, peer: str, client_nonce: str, session: str) -> None:
+        """After an authentic hello. Raises Refusal (replayed) and then changes nothing."""
+        if client_nonce in self._nonces.get(peer, ()):
+            raise Refusal(Reason.REPLAYED, "this hello was said before")
+        _put(self._nonces, peer, client_nonce, 0, NONCES_MAX_PER_PEER)
+        _put(self._offered, peer, session, 0, OFFERS_MAX_PER_PEER)
 
     def accept(self, peer: str, session: str, sequence: int) -> None:
         """Take one authentic message. Raises Refusal (unknown-session, replayed) and then changes nothing."""
@@ -234,22 +185,22 @@ class Sessions:
         else:
             raise Refusal(Reason.UNKNOWN_SESSION, "this session is not known here: sparkd may have been restarted")
         if sequence <= last:
-            raise Refusal(Reason.REPLAYED, f"message {sequence} comes after message {last} of the same session")
+            raise Refusal(Reason.REPLAYED, "this message was said before, or a later one of the same session was")
         if offered is not None:
             offered.pop(session, None)
-        _put(self._used, peer, session, sequence)
+        _put(self._used, peer, session, sequence, SESSIONS_MAX_PER_PEER)
 
     def __len__(self) -> int:
         return sum(len(sessions) for table in (self._offered, self._used) for sessions in table.values())
 
 
-def _put(table: OrderedDict[str, OrderedDict[str, int]], peer: str, session: str, sequence: int) -> None:
-    """Newest last; the oldest peer and the peer's oldest session make room."""
-    sessions = table.setdefault(peer, OrderedDict())
+def _put(table: OrderedDict[str, OrderedDict[str, int]], peer: str, name: str, value: int, limit: int) -> None:
+    """Newest last; the oldest peer and the peer's oldest entry make room."""
+    entries = table.setdefault(peer, OrderedDict())
     table.move_to_end(peer)
-    sessions[session] = sequence
-    sessions.move_to_end(session)
-    while len(sessions) > SESSIONS_MAX_PER_PEER:
-        sessions.popitem(last=False)
+    entries[name] = value
+    entries.move_to_end(name)
+    while len(entries) > limit:
+        entries.popitem(last=False)
     while len(table) > PEERS_MAX:
         table.popitem(last=False)

@@ -17,10 +17,12 @@ import httpx
 
 from sparkd.model.errors import SparkdError
 from sparkd.model.report import Intent, Report
-from sparkd.peer.auth import Direction, Stamp, headers, new_nonce, session_id, verifies
+from sparkd.peer.auth import Direction, Stamp, headers, new_nonce, proven, session_id, signatures
+from sparkd.peer.keys import Keyring
 from sparkd.peer.wire import (
     BODY_MAX_BYTES,
     HOLD_MAX_S,
+    NO_VERB,
     PACKED_MAX_BYTES,
     Answer,
     Ask,
@@ -70,12 +72,12 @@ class PeerRejected(PeerError):
 
 
 class LinkClient:
-    """Speaks with one peer as `node`. `keys[0]` signs, all of them verify."""
+    """Speaks with one peer as `node`."""
 
-    def __init__(self, node: str, peer: str, address: str, port: int, keys: tuple[bytes, ...]) -> None:
+    def __init__(self, node: str, peer: str, address: str, port: int, keyring: Keyring) -> None:
         # An ask must not wait behind a held poll, nor overtake it: each has its own session, so each its own order.
-        self._exchanges = Conversation(node, peer, f"http://{address}:{port}", keys, kept_alive=True)
-        self._asks = Conversation(node, peer, f"http://{address}:{port}", keys, kept_alive=False)
+        self._exchanges = Conversation(node, peer, f"http://{address}:{port}", keyring, kept_alive=True)
+        self._asks = Conversation(node, peer, f"http://{address}:{port}", keyring, kept_alive=False)
 
     async def exchange(self, report: Report, known: int, hold_s: float) -> tuple[Intent, int]:
         """The head's intent and its version: at once where that is not `known`, else after at most `hold_s` seconds (5).
@@ -103,8 +105,8 @@ class LinkClient:
 class Conversation:
     """One session at a time and its sequence numbers, over one connection. Raises PeerError's kinds."""
 
-    def __init__(self, node: str, peer: str, url: str, keys: tuple[bytes, ...], *, kept_alive: bool) -> None:
-        self._node, self._peer, self._url, self._keys = node, peer, url, keys
+    def __init__(self, node: str, peer: str, url: str, keyring: Keyring, *, kept_alive: bool) -> None:
+        self._node, self._peer, self._url, self._keyring = node, peer, url, keyring
         self._kept_alive = kept_alive
         self._session: str | None = None
         self._sequence = 0
@@ -173,7 +175,7 @@ class Conversation:
 
     async def _post(self, stamp: Stamp, body: bytes) -> bytes:
         url = f"{self._url}/v1/{stamp.verb}"
-        signed = {**headers(self._keys[0], stamp, body), "accept-encoding": "identity"}
+        signed = {**headers(self._keyring.keys, stamp, body), "accept-encoding": "identity"}
         is_whole = False
         try:
             async with self._http.stream("POST", url, content=body, headers=signed) as response:
@@ -187,21 +189,42 @@ class Conversation:
                 # (seen about once in a hundred). The next message begins with a new pool, whatever ended this one.
                 discarded, self._http = self._http, self._new_http()
                 await discarded.aclose()
-        signature = response.headers.get("sparkd-signature", "")
-        if response.status_code == 200:
-            if not verifies(self._keys, stamp.back(Direction.ANSWER), content, signature):
-                says = f"what answers for {self._peer} does not have this node's cluster key"
-                raise Refusal(Reason.WRONG_KEY if signature else Reason.NOT_SPARKD, says)
+        return self._authentic(stamp, response, content)
+
+    def _authentic(self, stamp: Stamp, response: httpx.Response, content: bytes) -> bytes:
+        """The content of the peer's own answer to this message. Raises Refusal in the peer's words, where it signed them,
+        and in ours where nobody did: what anybody can say is not shown to a person."""
+        given = signatures(response.headers)
+        is_good = response.status_code == 200
+        direction = Direction.ANSWER if is_good else Direction.REFUSAL
+        keys = proven(self._keyring.keys, stamp.back(direction), content, given)
+        if keys:
+            self._keyring.shown(self._peer, keys)
+        if is_good and keys:
             return content
+        if is_good:
+            says = f"what answers for {self._peer} does not have this node's cluster key"
+            raise Refusal(Reason.WRONG_KEY if given else Reason.NOT_SPARKD, says)
         refusal = Refusal.decode(content)
         if refusal is None:
-            raise Refusal(
-                Reason.NOT_SPARKD, f"what answers for {self._peer} is not sparkd (HTTP {response.status_code})"
-            )
-        authentic = verifies(self._keys, stamp.back(Direction.REFUSAL), content, signature)
-        if authentic and refusal.reason is Reason.UNKNOWN_SESSION:
+            says = f"what answers for {self._peer} is not sparkd (HTTP {response.status_code})"
+            raise Refusal(Reason.NOT_SPARKD, says)
+        if not keys:
+            raise self._unsigned(refusal)
+        if refusal.reason is Reason.UNKNOWN_SESSION:
             raise _UnknownSessionError(refusal)
         raise refusal
+
+    def _unsigned(self, refusal: Refusal) -> Refusal:
+        if refusal.reason is Reason.MALFORMED and refusal.says == NO_VERB:
+            return refusal  # of an older sparkd
+        if refusal.reason is Reason.WRONG_KEY:
+            return Refusal(
+                Reason.WRONG_KEY, f"{self._peer} does not have this node's cluster key, or another one answers"
+            )
+        return Refusal(
+            refusal.reason, f"what answers for {self._peer} refuses, and does not show that it is {self._peer}"
+        )
 
     def _told_apart(self, error: httpx.TransportError) -> Exception:
         """Which of the three it was. What is not known to come from a living host counts as unreachable."""

@@ -13,8 +13,9 @@ from sparkd.model.errors import SparkdError
 from sparkd.peer import throughput
 from sparkd.peer.auth import new_nonce, stream_proof
 from sparkd.peer.client import Conversation, PeerRejected
+from sparkd.peer.keys import Keyring
 from sparkd.peer.throughput import Received
-from sparkd.peer.wire import DIAGNOSE_MAX_S, DiagnoseRequest, Reason, ThroughputAnswer, ThroughputRequest, Verb
+from sparkd.peer.wire import DIAGNOSE_MAX_S, NO_VERB, DiagnoseRequest, Reason, ThroughputAnswer, ThroughputRequest, Verb
 
 ANSWERED_MAX_S = DIAGNOSE_MAX_S + 1.0  # a node that came to no answer still says so
 
@@ -28,7 +29,7 @@ class Way:
     peer: str
     address: str
     port: int
-    keys: tuple[bytes, ...]
+    keyring: Keyring
 
 
 class OlderError(SparkdError):
@@ -52,14 +53,14 @@ async def diagnose(way: Way) -> bytes:
 async def measure(way: Way, *, streams: int, seconds: float) -> Received:
     """What the other node can send to this one. Raises PeerError's kinds, OlderError, SparkdError."""
     token = new_nonce()
-    proofs = [{stream_proof(key, way.peer, way.node, token, n) for key in way.keys} for n in range(streams)]
+    proofs = [{stream_proof(key, way.peer, way.node, token, n) for key in way.keyring.keys} for n in range(streams)]
     stop = threading.Event()
     conversation = _conversation(way)
     try:
         with throughput.listening(way.own_address) as ear:
             asked = ThroughputRequest(token=token, port=ear.getsockname()[1], streams=streams, seconds=seconds)
             receiving = asyncio.ensure_future(
-                asyncio.to_thread(throughput.receive, ear, proofs, seconds=seconds, stop=stop)
+                asyncio.to_thread(throughput.receive, ear, proofs, peer=way.address, seconds=seconds, stop=stop)
             )
             try:
                 await conversation.say(Verb.THROUGHPUT, asked, ThroughputAnswer, seconds)
@@ -75,7 +76,8 @@ async def measure(way: Way, *, streams: int, seconds: float) -> Received:
 
 async def send(way: Way, asked: ThroughputRequest) -> ThroughputAnswer:
     """The answer to the other node's `measure`: only to its address of the link, whatever it says."""
-    proofs = [stream_proof(way.keys[0], way.node, way.peer, asked.token, n) for n in range(asked.streams)]
+    key = way.keyring.toward(way.peer)[0]  # while one is rotated: that with which it has just asked
+    proofs = [stream_proof(key, way.node, way.peer, asked.token, n) for n in range(asked.streams)]
     stop = threading.Event()
     try:
         sent = await asyncio.to_thread(
@@ -87,10 +89,10 @@ async def send(way: Way, asked: ThroughputRequest) -> ThroughputAnswer:
 
 
 def _conversation(way: Way) -> Conversation:
-    return Conversation(way.node, way.peer, f"http://{way.address}:{way.port}", way.keys, kept_alive=False)
+    return Conversation(way.node, way.peer, f"http://{way.address}:{way.port}", way.keyring, kept_alive=False)
 
 
 def _older(error: PeerRejected, peer: str) -> SparkdError:
-    """A sparkd without the verb says, unsigned, that the message is malformed; what it has never said otherwise."""
-    unknown = error.reason == Reason.MALFORMED and "there is no such verb" in error.message
+    """A sparkd without the verb says that the message is malformed; what it has never said otherwise."""
+    unknown = error.reason == Reason.MALFORMED and NO_VERB in error.message
     return OlderError(peer) if unknown else error

@@ -68,10 +68,10 @@ def listening(address: str) -> Iterator[socket.socket]:
 
 
 def receive(
-    ear: socket.socket, proofs: Sequence[Collection[bytes]], *, seconds: float, stop: threading.Event
+    ear: socket.socket, proofs: Sequence[Collection[bytes]], *, peer: str, seconds: float, stop: threading.Event
 ) -> Received:
-    """Count what the streams bring. `proofs[n]`: what stream n may begin with. Blocks; ends within `seconds` + 4 s, or
-    soon after `stop`. Raises SparkdError where not all streams come."""
+    """Count what the streams bring from the address `peer`. `proofs[n]`: what stream n may begin with. Blocks; ends within
+    `seconds` + 4 s, or soon after `stop`. Raises SparkdError where not all streams come."""
     streams: dict[int, socket.socket] = {}
     began = 0.0
     try:
@@ -79,7 +79,7 @@ def receive(
         while len(streams) < len(proofs):
             if stop.is_set() or monotonic() > until or strangers > STRANGERS_MAX:
                 raise SparkdError(f"{len(streams)} of {len(proofs)} streams came")
-            connection = _accepted(ear)
+            connection = _accepted(ear, peer)
             if connection is None:
                 continue
             number = _proven(connection, proofs)
@@ -99,10 +99,13 @@ def receive(
     return Received(sum(count for count, _ in counted), max(ended - began, 1e-6), len(streams))
 
 
-def _accepted(ear: socket.socket) -> socket.socket | None:
+def _accepted(ear: socket.socket, peer: str) -> socket.socket | None:
     try:
-        connection, _ = ear.accept()
+        connection, (address, _) = ear.accept()
     except TimeoutError:
+        return None
+    if address != peer:  # not waited for: it cannot take the peer's time
+        connection.close()
         return None
     connection.settimeout(HEADER_MAX_S)
     return connection

@@ -69,6 +69,13 @@ STATUS = {
 }
 
 
+NO_VERB = "there is no such verb"  # how a sparkd that is one version older answers a new question
+
+# All that a sender who cannot sign is ever told, whatever it sent. An older sparkd reads it as the wrong key.
+STRANGER = b'{"reason": "wrong-key", "says": "not authenticated"}'
+STRANGER_STATUS = 401
+
+
 class Refusal(Exception):
     """A message that is not taken, and why. `says` is a sentence for the person at the other end."""
 

@@ -60,11 +60,11 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def become_root(arguments: Sequence[str]) -> None:
+def become_root(arguments: Sequence[str], script: str = "scripts/lab") -> None:
     """Start again through sudo, the lab's settings kept. Raises LabError where there is none."""
     settings = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("SPARKD_LAB_")]
     try:
-        os.execvp("sudo", ["sudo", "env", *settings, str(CHECKOUT / "scripts/lab"), *arguments])
+        os.execvp("sudo", ["sudo", "env", *settings, str(CHECKOUT / script), *arguments])
     except FileNotFoundError as error:
         raise LabError("the lab needs root, and there is no sudo here: run it as root") from error
 

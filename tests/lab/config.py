@@ -16,6 +16,7 @@ LIMITS = {
     "canary_interval_s": 10,
     "canary_max_s": 8,
     "hang_max_s": 15,
+    "hang_blind_max_s": 45,
     "hold_s": 1,
     "backoff_max_s": 5,
     "start_max_s": 60,

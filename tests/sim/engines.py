@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sim.truth import Engine, Epoch, Host
+from sim.vitals import Pastime
 from sparkd.control.state import Counted, Counters, EngineGone, EngineReady
 from sparkd.model.finding import Cure, bad
 
@@ -20,6 +21,15 @@ class Engines:
         self.world = world
         self.requests = 0  # in flight at the endpoint, ours
         self.counters = Counters()
+        self.began: Pastime | None = None  # what healthy ranks are busy with, without an answer
+        self.worked_at = 0.0  # the last moment of that
+
+    @property
+    def pastime(self) -> Pastime | None:
+        if self.began is None or self.world.now >= self.began.until:
+            return None
+        self.worked_at = self.world.now
+        return self.began
 
     def spawn(self, host: Host, number: int) -> None:
         """systemd started the script: the engine's top process and its rank exist."""
@@ -125,7 +135,9 @@ class Engines:
             return "hang"
         if any(engine is None or engine.epoch != number or not engine.rank for _, engine in workers):
             return "error"
-        return "error" if self.world.epoch(number).torn else "ok"
+        if self.world.epoch(number).torn:
+            return "error"
+        return "hang" if self.pastime is not None else "ok"
 
     def ask(self, number: int, limit_s: float, done: Callable[[str], None]) -> None:
         """A completion: `done` gets "ok", "error" or "timeout"."""
@@ -151,17 +163,20 @@ class Engines:
             self.world.after(0.3, lambda: self.kill(self.world.head, number, "all", "exits after a fatal error"))
 
     def serve_clients(self) -> None:
-        """Clients' requests, and the agent's reading of the counters."""
+        """Clients' requests, and the agent's reading of the counters. vLLM tells its gauges after each step: while one lasts
+        they stay what they were, and what was sent meanwhile shows nowhere."""
         self.world.after(COUNT_S, self.serve_clients)
         engine = self.world.head.engine
         if engine is None or not engine.ready:
             return
-        met = self.answer(engine.epoch) if self.world.loaded else "idle"
-        successes, movement = self.counters.successes, self.counters.movement
+        met, was, loaded = self.answer(engine.epoch), self.counters, self.world.loaded
         if met == "ok":
-            successes, movement = successes + 1, movement + 100
-            self.world.epoch(engine.epoch).answered_at = self.world.now
-        elif met == "error":
+            active = self.requests + loaded
+            self.counters = Counters(was.successes + loaded, was.movement + 100 * loaded, active, cache=0.1 * loaded)
+            if loaded:
+                self.world.epoch(engine.epoch).answered_at = self.world.now
+        elif met == "error" and loaded:
             self._fatal(engine.epoch)
-        self.counters = Counters(successes, movement, self.requests + (1 if self.world.loaded else 0))
+        elif met == "hang" and self.pastime is not None:
+            self.counters = self.pastime.counted(was)
         self.world.later(self.world.head, 0.05, Counted(engine.epoch, self.counters))

@@ -248,8 +248,9 @@ class Invariants:
             return
         if not after.me.is_head:
             return
-        oldest_s = limits.canary_interval_s + max(limits.canary_max_s, limits.hang_max_s) + IN_FLIGHT_S
-        if self.world.now - max(answered_at, host.frozen_at + self.world.watchdog_s) > oldest_s:
+        answered_at = max(answered_at, self.world.engines.worked_at, host.frozen_at + self.world.watchdog_s)
+        oldest_s = limits.canary_interval_s + max(limits.canary_max_s, limits.hang_blind_max_s) + IN_FLIGHT_S
+        if self.world.now - answered_at > oldest_s:
             self.world.fail(5, f"{host.name}: serves on an answer that is {self.world.now - answered_at:.0f} s old")
 
     # --- what happens to engines -----------------------------------------------------------------------

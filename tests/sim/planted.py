@@ -184,12 +184,18 @@ WALKED = (
     Mutant(
         "canaries are not believed",
         "serving",
-        "        return _lose(s, finding)\n",
-        "        pass\n",
+        "unanswered_since=sent_at if first else s.unanswered_since",
+        "unanswered_since=None",
         "test_the_engine_hangs",
     ),
     Mutant("no canaries", "serving", "if s.canary_at is None and", "if False and", "test_the_engine_hangs"),
-    Mutant("resting counters hang", "serving", "max(s.moved_at, s.busy_since)", "s.moved_at", "resting-counters.txt"),
+    Mutant(
+        "resting counters hang",
+        "serving",
+        "max(s.moved_at, min(waits))",
+        "s.moved_at",
+        "test_a_compilation_that_nobody_sees_on_an_idle_engine",
+    ),
     Mutant(
         "serves without a proof",
         "node",
@@ -281,8 +287,92 @@ WALKED = (
         "test_a_stale_engine_is_stopped_even_where_nothing_is_wanted",
     ),
     Mutant("a stop is forgotten", "node", '"run": was.run,', '"run": True,', "test_stop_and_start"),
+    # the wedge
+    Mutant(
+        "gauges do not count",
+        "serving",
+        "if counters.movement != old.movement or counters.gauges != old.gauges:",
+        "if counters.movement != old.movement:",
+        "test_a_long_prefill_in_chunks",
+    ),
+    Mutant(
+        "tokens do not count",
+        "serving",
+        "if counters.movement != old.movement or counters.gauges != old.gauges:",
+        "if counters.gauges != old.gauges:",
+        "test_a_full_cache_with_progress",
+    ),
+    Mutant(
+        "work is not seen",
+        "wedge",
+        "    if work is not None:\n",
+        "    if False:\n",
+        "test_a_first_shape_compilation",
+    ),
+    Mutant(
+        "a compiler is no work",
+        "wedge",
+        'Sign(Says.WORK, f"a compiler',
+        'Sign(Says.REST, f"a compiler',
+        "test_a_first_shape_compilation",
+    ),
+    Mutant(
+        "power is no work",
+        "wedge",
+        "if v.gpu_watts >= WORKING_W:",
+        "if False:",
+        "test_a_long_prefill_in_one_step_where_the_link_cannot_be_counted",
+    ),
+    Mutant(
+        "what is not known is no doubt",
+        "wedge",
+        "asked and hang and not unknown and",
+        "asked and hang and",
+        "test_a_compilation_on_a_worker_whose_daemon_is_away",
+    ),
+    Mutant(
+        "one limit for all",
+        "wedge",
+        "if asked and s.quiet_s > blind_max_s:",
+        "if asked and s.quiet_s > limits.hang_max_s:",
+        "test_a_compilation_that_nobody_sees_on_an_idle_engine",
+    ),
+    Mutant(
+        "never without a witness",
+        "wedge",
+        "if asked and s.quiet_s > blind_max_s:",
+        "if False:",
+        "test_a_hang_that_nobody_sees",
+    ),
+    Mutant(
+        "work has no end",
+        "wedge",
+        "if asked and s.still_s > max(limits.work_max_s, blind_max_s):",
+        "if False:",
+        "test_a_compilation_without_end",
+    ),
+    Mutant(
+        "nobody is asked to look",
+        "cluster",
+        "        s.doubt and s.phase is Phase.SERVING,\n",
+        "        False,\n",
+        "test_a_hang_is_found_soon",
+    ),
+    Mutant(
+        "a spin is no sign",
+        "wedge",
+        "v.gpu_percent >= SPIN_PERCENT and",
+        "False and",
+        "test_a_hang_is_found_soon",
+    ),
+    Mutant(
+        "what was seen is forgotten",
+        "serving",
+        "now - max(still_since, s.worked_at)",
+        "now - still_since",
+        "test_work_between_two_looks",
+    ),
 )
-
 
 HUNTED = (
     Mutant(

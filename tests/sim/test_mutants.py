@@ -31,8 +31,8 @@ try:
         from sim.schedule import from_text
         live(from_text(Path(name).read_text()))
     else:
-        from sim import test_walks
-        getattr(test_walks, name)()
+        from sim import test_walks, test_wedge
+        (getattr(test_walks, name, None) or getattr(test_wedge, name))()
 except AssertionError as error:
     print(getattr(error, "invariant", ""), str(error).splitlines()[0] if str(error) else repr(error))
     sys.exit({caught})

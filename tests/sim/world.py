@@ -17,6 +17,7 @@ from sim.engines import COUNT_S, Engines
 from sim.invariants import WORDS, Invariants
 from sim.messages import Messages
 from sim.truth import QUICK, Epoch, Host, Trip, Violation
+from sim.vitals import measure_regularly
 from sparkd.control import node
 from sparkd.control.state import (
     Action,
@@ -66,6 +67,7 @@ class World:
         self.faults_end_at = 0.0
         self.loaded = False  # clients send requests all the time
         self.watchdog_s = limits.link_loss_max_s * 2 / 3  # as 30 s are to 45 s
+        self.vitals = True  # the nodes can look at their part of the engine from outside
         self.notes: list[tuple[float, str, Note]] = []
         self.starts: dict[str, list[int]] = {host.name: [] for host in self.hosts}  # epochs whose Start was asked for
         self.stops: dict[str, list[int]] = {host.name: [] for host in self.hosts}
@@ -76,6 +78,7 @@ class World:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.after(COUNT_S, self.engines.serve_clients)
+        measure_regularly(self)
 
     # --- time ------------------------------------------------------------------------------------
 

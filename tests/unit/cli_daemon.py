@@ -73,7 +73,7 @@ class Home:
         ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
         async def serve() -> None:
-            server = ControlServer(self.directory / "run/sparkd.sock", daemon.verbs(), frozenset({"start", "clean"}))
+            server = ControlServer(self.directory / "run/sparkd.sock", daemon.verbs(), frozenset({"status", "events"}))
             await server.start()
             ready.set()
             await stop.wait()

@@ -11,6 +11,7 @@ from typing import Any
 from sparkd.model.report import Gate, Intent, Phase, Report
 from sparkd.peer import questions
 from sparkd.peer.client import LinkClient
+from sparkd.peer.keys import Keyring
 from sparkd.peer.questions import Way
 from sparkd.peer.server import LinkServer
 from sparkd.peer.wire import Answer, Ask, ThroughputAnswer, ThroughputRequest
@@ -74,7 +75,7 @@ class Head:
 
     async def throughput(self, peer: str, request: ThroughputRequest) -> ThroughputAnswer:
         self.measured.append((peer, request))
-        way = Way(HEAD, "127.0.0.1", peer, "127.0.0.1", 1, self.keys)
+        way = Way(HEAD, "127.0.0.1", peer, "127.0.0.1", 1, Keyring(self.keys))
         return await questions.send(way, request)
 
     async def change(self) -> None:
@@ -89,11 +90,16 @@ class Head:
 
 @asynccontextmanager
 async def serving(
-    handler: Any, *, address: str = "127.0.0.1", port: int = 0, keys: tuple[bytes, ...] = (KEY,)
+    handler: Any,
+    *,
+    address: str = "127.0.0.1",
+    port: int = 0,
+    keys: tuple[bytes, ...] = (KEY,),
+    peers: tuple[str, ...] = ("127.0.0.1",),
 ) -> AsyncIterator[int]:
     """A server of the head; gives its port."""
     port = port or free_port(address)
-    server = LinkServer(HEAD, address, port, keys, handler)
+    server = LinkServer(HEAD, address, port, Keyring(keys), handler, peers=peers)
     await server.start()
     try:
         yield port
@@ -105,7 +111,7 @@ async def serving(
 async def speaking(
     port: int, *, node: str = WORKER, peer: str = HEAD, address: str = "127.0.0.1", keys: tuple[bytes, ...] = (KEY,)
 ) -> AsyncIterator[LinkClient]:
-    client = LinkClient(node, peer, address, port, keys)
+    client = LinkClient(node, peer, address, port, Keyring(keys))
     try:
         yield client
     finally:

@@ -23,6 +23,7 @@ from sparkd.host.clock import monotonic
 from sparkd.model.cluster import Cluster, Limits, Link, Node
 from sparkd.model.errors import SparkdError, UnreachableError, UsageError
 from sparkd.peer.client import LinkClient, PeerRejected
+from sparkd.peer.keys import Keyring
 from sparkd.peer.questions import OlderError
 from sparkd.peer.wire import Ask
 
@@ -63,10 +64,10 @@ class Pair:
             file.write_text(doctor)
             ourselves = Ourselves(directory / "sparkd.yaml", daemon.me.node, program=(sys.executable, str(file)))
             agent: Any = daemon
-            asking = Questions(agent, self.cluster, (KEY,), ourselves)
+            asking = Questions(agent, self.cluster, Keyring((KEY,)), ourselves)
             self.questions.append(asking)
             kind = HeadExchange if daemon.me.is_head else WorkerExchange
-            self.exchanges.append(kind(agent, self.cluster, (KEY,), asking))
+            self.exchanges.append(kind(agent, self.cluster, Keyring((KEY,)), asking))
 
 
 @asynccontextmanager
@@ -129,7 +130,7 @@ def test_a_worker_that_reports_and_does_not_listen_is_older(tmp_path: Path) -> N
 def test_a_worker_takes_neither_reports_nor_orders(tmp_path: Path) -> None:
     async def test() -> None:
         async with pair(tmp_path) as both:
-            client = LinkClient("spark3", "spark2", "127.0.77.2", both.cluster.link.port, (KEY,))
+            client = LinkClient("spark3", "spark2", "127.0.77.2", both.cluster.link.port, Keyring((KEY,)))
             for refused in (client.ask(Ask(verb="stop")), client.exchange(report("spark3"), 0, 0)):
                 with pytest.raises(PeerRejected, match=r"spark2 is a worker: .* to spark1, the head") as rejected:
                     await refused

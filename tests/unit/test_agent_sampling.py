@@ -80,6 +80,14 @@ def test_a_file_cut_short_is_made_whole_again(tmp_path: Path) -> None:
     assert [one.at for one in samples.read(path)] == [1001.0]
 
 
+def test_a_record_that_was_made_up_takes_nobody_down(tmp_path: Path) -> None:
+    path = tmp_path / "ring"
+    record = b'{"v": 1, "n": 1e400, "at": 1, "uptime_s": 1, "boot_id": "b", "phase": "idle", "epoch": 1}'
+    path.write_bytes((b"%08x %s" % (zlib.crc32(record), record)).ljust(512) * 128 + bytes(1 << 20))
+    Ring(path).append(sample(3))
+    assert samples.read(path) == [sample(3)]
+
+
 def test_no_file_is_no_samples_and_an_unreadable_one_is_said(tmp_path: Path) -> None:
     assert samples.read(tmp_path / "none") == []
     (tmp_path / "directory").mkdir()

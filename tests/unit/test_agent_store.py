@@ -102,6 +102,14 @@ def test_only_the_newest_engine_logs_are_kept(tmp_path: Path) -> None:
     assert left(tmp_path) == ["aa-3", "aa-4"]
 
 
+def test_what_was_taken_out_of_a_large_log_goes_with_it(tmp_path: Path) -> None:
+    logs(tmp_path, *(f"aa-{number}" for number in range(4)))
+    for number in range(4):
+        (tmp_path / f"aa-{number}.log.1").write_text("x")
+    keep_newest(tmp_path, 2, tmp_path / "aa-3.log")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["aa-2.log", "aa-2.log.1", "aa-3.log", "aa-3.log.1"]
+
+
 def test_a_clock_that_was_set_back_costs_no_newer_log(tmp_path: Path) -> None:
     logs(tmp_path, "bb-10", "bb-9", "aa-7", "aa-8", "bb-8")  # times are no order any more
     keep_newest(tmp_path, 3, tmp_path / "bb-10.log")
@@ -205,7 +213,7 @@ def test_a_huge_state_is_not_read(paths: Paths) -> None:
         opened.truncate(3 << 30)
     store = Store(paths)
     assert store.load() is None
-    assert "more than" in store.complaints[0]
+    assert "is larger than" in store.complaints[0]
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"load": 1e999}', '{"load": -3}', '{"load": NaN}', "[]", "7"])

@@ -11,6 +11,8 @@ from checks_facts import CONTAINER_ID, LAUNCH, asked, facts, given, serving
 from engine_plan import plan
 from engine_shell import Engine, shell_spec
 
+from sparkd.doctor import gate
+from sparkd.doctor.check import Gate
 from sparkd.doctor.checks import container
 from sparkd.doctor.checks.container import seconds_of, worth_keeping
 from sparkd.doctor.checks.docker import info
@@ -221,3 +223,12 @@ def test_the_door_tells_what_the_checks_need(engine: Engine, tmp_path: Path) -> 
 
 def version_like(text: str) -> bool:
     return text[:1].isdigit() and "." in text
+
+
+def test_what_the_steps_refuse_is_asked_while_it_blocks() -> None:
+    """A blocked node goes on when its checks are good again: one that is never asked would let it go on at once, and for ever."""
+    while_blocked = {each.id for each in gate.checks(tuple(Gate))}
+    assert {"image.missing", "container.differs", "container.foreign"} <= while_blocked  # of engine/ensure.py
+    assert not {"container.differs", "container.foreign"} & {
+        each.id for each in gate.checks((Gate.HOST, Gate.CONTAINER))
+    }

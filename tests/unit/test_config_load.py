@@ -263,7 +263,7 @@ CONTENTS = {
     "latin 1": (b"cluster:\n  name: caf\xe9\n", "sparkd.yaml:2: is not UTF-8: byte 0xe9"),
     "raw NUL": (b"a: b\nc: \0\n", "sparkd.yaml:2: is not YAML: the character '\\x00' is not allowed"),
     "deep": (b"[" * 50_000, "sparkd.yaml: is nested too deeply"),
-    "large": (b"#" * 1_000_001, "sparkd.yaml: is larger than 1000000 bytes: not a configuration of sparkd"),
+    "large": (b"#" * 1_000_001, "sparkd.yaml: is larger than 400000 bytes: not a configuration of sparkd"),
 }
 
 

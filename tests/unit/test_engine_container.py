@@ -178,10 +178,42 @@ def test_events_tell_of_starts_and_deaths_until_closed(docker: Docker, spec: Con
     assert not thread.is_alive()
 
 
+def stand_still(engine: Engine) -> None:
+    """SIGSTOP, and until it has reached every thread."""
+    os.kill(engine.process.pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{engine.process.pid}/task")
+    deadline = time.monotonic() + 10
+    while any(") T " not in (task / "stat").read_text() for task in tasks.iterdir()):
+        assert time.monotonic() < deadline, "a stopped dockerd goes on"
+        time.sleep(0.01)
+
+
+def test_a_daemon_that_hangs_costs_one_greeting_not_a_limit_for_each_question(engine: Engine, spec: ContainerSpec) -> None:
+    """A preflight asks five things of it; the daemon is waited for once, and heard as soon as it is back."""
+    docker = engine.docker(timeout_s=600)  # of the work, not of the greeting: no test would wait for it
+    ensure(docker, spec, LABELS, image_id=None)
+    docker._heard_at = 0.0  # as if it had been a while
+    stand_still(engine)
+    try:
+        for _ in range(5):
+            with pytest.raises(UnreachableError, match="Docker does not answer"):
+                docker.inspect(spec.name)
+    finally:
+        os.kill(engine.process.pid, signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert docker.inspect(spec.name) is not None
+            break
+        except UnreachableError:
+            assert time.monotonic() < deadline, "a daemon that is back is not heard"
+            time.sleep(0.1)
+
+
 def test_a_daemon_that_hangs_or_is_gone_is_unknown_not_bad(engine: Engine, spec: ContainerSpec) -> None:
     docker = engine.docker(timeout_s=1)
     ensure(docker, spec, LABELS, image_id=None)
-    os.kill(engine.process.pid, signal.SIGSTOP)
+    stand_still(engine)
     try:
         for ask in (lambda: docker.inspect(spec.name), lambda: docker.exec_run(spec.name, ["true"], timeout_s=1)):
             with pytest.raises(UnreachableError, match="Docker does not answer"):
@@ -192,6 +224,22 @@ def test_a_daemon_that_hangs_or_is_gone_is_unknown_not_bad(engine: Engine, spec:
     with pytest.raises(UnreachableError, match="Docker does not answer") as caught:
         Docker("unix:///nonexistent/docker.sock").image_id(IMAGE)
     assert "No such file" in str(caught.value)
+
+
+def test_no_number_of_questions_holds_more_than_a_few_connections(docker: Docker, spec: ContainerSpec) -> None:
+    """Each name, path and exec has a URL of its own."""
+    ensure(docker, spec, LABELS, image_id=None)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(15):
+        assert docker.inspect(f"nobody-{number}") is None
+        assert docker.path_stat(spec.name, f"/nothing-{number}") is None
+        assert docker.exec_run(spec.name, ["true"], timeout_s=10)[0] == 0
+    threads = [threading.Thread(target=docker.inspect, args=(f"nobody-{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_MAX_S)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
 
 
 def test_the_image_is_compared_by_what_its_name_means_now(docker: Docker, spec: ContainerSpec) -> None:

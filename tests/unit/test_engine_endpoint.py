@@ -227,6 +227,7 @@ def test_the_counters_are_read_from_recorded_metrics(server: Server) -> None:
     assert counters == Counters(
         0, 0, generation_tokens=35, prompt_tokens=46, iterations=35, successes=4, server_errors=0
     )
+    assert counters is not None and counters.cache == 0.0
     assert not counters.busy and not counters.moved_since(counters)
     server.replies["/metrics"] = (200, "# nothing of vLLM's\n")
     assert Endpoint(server.url, "tiny").counters(5) is None

@@ -169,6 +169,7 @@ def _entry(proc: Path, pid: int, *, comm: str, cmdline: bytes, environ: bytes = 
     directory = proc / str(pid)
     directory.mkdir()
     (directory / "stat").write_text(f"{pid} ({comm}) S 7 " + "0 " * 17 + f"{pid}{pid} 0 0\n")
+    (directory / "status").write_text("Name:\tx\nUid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n")
     (directory / "cmdline").write_bytes(cmdline)
     (directory / "environ").write_bytes(environ)
     (directory / "cgroup").write_text(cgroup)
@@ -207,6 +208,58 @@ def test_the_container_of_a_process_is_the_innermost() -> None:
 def _process(**changes: object) -> EngineProcess:
     plain = EngineProcess(5, 1, "VLLM::Worker_TP", "VLLM::Worker_TP0", ("VLLM::Worker_TP0",), None, None, 1)
     return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+FORGED = """
+import ctypes, os, sys, time
+if sys.argv[1] != "root":
+    os.setgroups([])
+    os.setgid(65534)
+    os.setresuid(65534, int(sys.argv[1]), int(sys.argv[1]))  # real, effective, saved: 0 is how a setuid program runs
+ctypes.CDLL(None).prctl(15, b"VLLM::Worker_TP", 0, 0, 0)
+time.sleep(300)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("effective", ["65534", "0"], ids=["another user's", "a setuid program of another user's"])
+def test_what_another_user_says_of_his_process_proves_nothing(lab: Lab, effective: str) -> None:
+    forged = lab.start(sys.executable, "-c", FORGED, effective)
+    genuine = lab.start(sys.executable, "-c", FORGED, "root")
+    until = time.monotonic() + WAIT_MAX_S
+    while time.monotonic() < until:
+        found = {one.pid: one for one in engine_processes() if one.pid in (forged, genuine)}
+        if all(pid in found and found[pid].comm.startswith("VLLM::") for pid in (forged, genuine)):
+            break
+        time.sleep(0.02)
+    assert found[genuine].launch_id == lab.launch_id
+    theirs = found[forged]
+    assert (theirs.launch_id, theirs.uid, theirs.is_credible) == (None, 65534, False)
+    boot = lab.launch_id.partition("-")[0]
+    ports = [Listener(29501, "0.0.0.0", 1, (forged, genuine), ("a", "b"))]
+    stale, others = processes.told_apart(
+        found.values(), living_launch=None, container_ids=(), our_ports=[29501], listeners=ports, boot=boot
+    )
+    assert [one.pid for one, _ in stale] == [genuine]
+    assert [one.pid for one in others] == [forged]
+
+
+def test_a_child_of_the_engine_that_became_another_users_inherits_no_launch() -> None:
+    top = EngineProcess(10, 1, "vllm", "vllm serve", ("vllm", "serve"), "0badcafe-1", None, 1)
+    child = EngineProcess(11, 2, "VLLM::Worker_TP", "VLLM::Worker_TP0", ("VLLM::Worker_TP0",), None, None, 10)
+    known = {10: top, 11: child}
+    assert processes._with_inherited_launch(child, known).launch_id == "0badcafe-1"
+    assert processes._with_inherited_launch(replace(child, uid=1000), known).launch_id is None
+
+
+def test_a_group_that_a_user_named_like_a_container_is_none() -> None:
+    id = b"ab" * 32
+    assert marks.container_id(b"0::/system.slice/docker-%s.scope\n" % id) == id.decode()
+    assert marks.container_id(b"0::/user.slice/user-1000.slice/user@1000.service/docker-%s.scope\n" % id) is None
+    assert (
+        marks.container_id(b"4:memory:/\n1:name=systemd:/user.slice/user-7.slice/user@7.service/docker/%s\n" % id)
+        is None
+    )
 
 
 def test_ownership_is_proven_or_absent() -> None:

@@ -15,8 +15,9 @@ from sparkd.model.errors import SparkdError
 from sparkd.model.report import Intent, Report
 from sparkd.peer.auth import Direction, Stamp, headers, new_nonce
 from sparkd.peer.client import PeerRejected
+from sparkd.peer.keys import Keyring
 from sparkd.peer.server import LinkServer
-from sparkd.peer.wire import BODY_MAX_BYTES, Ask, AskRequest, Hello, Verb, encode
+from sparkd.peer.wire import BODY_MAX_BYTES, STRANGER, Ask, AskRequest, Hello, Verb, encode
 
 
 def test_a_report_for_an_intent() -> None:
@@ -130,11 +131,7 @@ def test_another_key_is_refused_in_either_direction() -> None:
             assert rejected.value.reason == "wrong-key"
             with pytest.raises(PeerRejected):
                 await client.ask(Ask(verb="stop"))
-        # The server takes this client's key, but signs with one that the client does not have.
-        async with serving(head, keys=(OTHER_KEY, KEY)) as port, speaking(port) as client:
-            with pytest.raises(PeerRejected) as rejected:
-                await client.exchange(report(), 0, 0)
-            assert rejected.value.reason == "wrong-key"
+            assert "does not have this node's cluster key" in rejected.value.message
         assert not head.reports
         assert not head.asks
 
@@ -143,13 +140,19 @@ def test_another_key_is_refused_in_either_direction() -> None:
 
 def test_a_key_is_rotated_one_node_after_the_other() -> None:
     async def test() -> None:
-        new = OTHER_KEY
-        steps = [((KEY,), (KEY, new)), ((KEY, new), (KEY, new)), ((KEY, new), (new, KEY)), ((new, KEY), (new,))]
-        for server_keys, client_keys in [*steps, *[(client, server) for server, client in steps]]:
+        """Every two neighbours of old, old + new, new; and the other order of lines, whoever made that."""
+        old, both, new = (KEY,), (KEY, OTHER_KEY), (OTHER_KEY,)
+        pairs = [(old, both), (both, both), (both, new), (both, both[::-1]), (both[::-1], old), (both[::-1], new)]
+        for server_keys, client_keys in [*pairs, *[(client, server) for server, client in pairs]]:
             head = Head()
+            head.keys = server_keys
             async with serving(head, keys=server_keys) as port, speaking(port, keys=client_keys) as client:
                 await client.exchange(report(), 0, 0)
-                assert len(head.reports) == 1
+                await client.ask(Ask(verb="stop"))
+                assert (len(head.reports), len(head.asks)) == (1, 1)
+        async with serving(Head(), keys=old) as port, speaking(port, keys=new) as client:
+            with pytest.raises(PeerRejected, match="wrong-key"):
+                await client.exchange(report(), 0, 0)
 
     run(test())
 
@@ -184,20 +187,26 @@ def test_what_was_recorded_is_worth_nothing_afterwards() -> None:
                     assert b'"replayed"' in await send_raw(port, request)
                     changed = request.replace(b"sparkd-sequence: 1\r\n", b"sparkd-sequence: 9\r\n")
                     assert changed != request
-                    assert b'"wrong-key"' in await send_raw(port, changed)
-                for _ in range(20):  # opens sessions that nobody can use, and disturbs none that is used
-                    assert b"200 OK" in await send_raw(port, hellos[0])
+                    assert STRANGER in await send_raw(port, changed)
+                for hello in hellos * 10:
+                    assert b'"replayed"' in await send_raw(port, hello)
                 assert b'"replayed"' in await send_raw(port, told[0])
                 await client.exchange(report(), 0, 0)
                 assert len([request for request in wire.requests if b"/v1/hello" in request]) == 2
                 for answer in list(wire.answers):  # what the server said is not taken back from its own mouth
-                    reply = await send_raw(port, reflected(answer))
-                    assert b'"reflected"' in reply or b'"wrong-receiver"' in reply or b'"wrong-key"' in reply
+                    assert STRANGER in await send_raw(port, reflected(answer))
             assert (len(head.reports), len(head.asks)) == (2, 1)
         async with serving(head, port=port):  # restarted: its memory of sessions is gone
-            for request in told:
-                assert b'"unknown-session"' in await send_raw(port, request)
+            for _ in range(2):
+                for request in told:
+                    assert b'"unknown-session"' in await send_raw(port, request)
+                for hello in hellos:  # once each: it opens a session with a nonce that is the server's and new
+                    await send_raw(port, hello)
             assert (len(head.reports), len(head.asks)) == (2, 1)
+        async with serving(head, port=port, keys=(OTHER_KEY,)):  # the key was rotated
+            for request in [*hellos, *told]:
+                assert STRANGER in await send_raw(port, request)
+        assert (len(head.reports), len(head.asks)) == (2, 1)
 
     run(test())
 
@@ -238,7 +247,7 @@ def test_answers_of_an_earlier_time_are_not_taken() -> None:
 
 def raw(stamp: Stamp, body: bytes, key: bytes = KEY) -> bytes:
     lines = [f"POST /v1/{stamp.verb} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers(key, stamp, body).items()]
+    lines += [f"{name}: {value}" for name, value in headers((key,), stamp, body).items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
@@ -263,9 +272,9 @@ def test_a_large_body_is_refused_and_not_kept() -> None:
     async def test() -> None:
         async with serving(Head()) as port:
             body = b"x" * (BODY_MAX_BYTES + 1)
-            assert b'"too-large"' in await send_raw(port, raw(stamp(new_nonce(), 1), body))
+            assert STRANGER in await send_raw(port, raw(stamp(new_nonce(), 1), body))
             chunked = b"POST /v1/ask HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-            assert b'"too-large"' in await send_raw(port, chunked + (b"8000\r\n" + b"x" * 0x8000 + b"\r\n") * 4)
+            assert STRANGER in await send_raw(port, chunked + (b"8000\r\n" + b"x" * 0x8000 + b"\r\n") * 4)
             async with speaking(port) as client:
                 with pytest.raises(PeerRejected) as rejected:
                     await client.exchange(report(reason="x" * BODY_MAX_BYTES), 0, 0)
@@ -280,27 +289,7 @@ def test_only_the_verbs_exist() -> None:
         async with serving(Head()) as port:
             for line in (b"POST /v1/run", b"POST /v1/../ask", b"POST /", b"GET /v1/ask", b"OPTIONS *", b"CONNECT x:1"):
                 answer = await send_raw(port, line + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                assert answer.split()[1][:1] == b"4", answer
-
-    run(test())
-
-
-def test_one_address_cannot_take_every_connection() -> None:
-    async def test() -> None:
-        head = Head()
-        async with serving(head, address="0.0.0.0") as port:
-            crowd = [await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.3", 0)) for _ in range(40)]
-            cut = 0
-            for reader, _ in crowd[16:]:
-                with pytest.raises(ConnectionError):
-                    if not await reader.read(1):
-                        raise ConnectionResetError
-                cut += 1
-            assert cut == 24
-            async with speaking(port) as client:
-                await client.exchange(report(), 0, 0)
-            for _, writer in crowd:
-                writer.close()
+                assert STRANGER in answer or not answer, answer
 
     run(test())
 
@@ -354,7 +343,7 @@ def test_stopping_the_server_ends_held_polls() -> None:
     async def test() -> None:
         head = Head()
         port = free_port()
-        server = LinkServer(HEAD, "127.0.0.1", port, (KEY,), head)
+        server = LinkServer(HEAD, "127.0.0.1", port, Keyring((KEY,)), head)
         await server.start()
         async with speaking(port) as client:
             polling = asyncio.create_task(client.exchange(report(), 1, 5))

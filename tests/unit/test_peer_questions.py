@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -17,12 +18,21 @@ from sparkd.model.errors import SparkdError
 from sparkd.peer import questions, throughput, wire
 from sparkd.peer.auth import Direction, Stamp, headers, new_nonce, stream_proof
 from sparkd.peer.client import PeerRefused, PeerRejected, PeerUnreachable
+from sparkd.peer.keys import Keyring
 from sparkd.peer.questions import OlderError, Way
-from sparkd.peer.wire import BODY_MAX_BYTES, DIAGNOSIS_MAX_BYTES, PACKED_MAX_BYTES, DiagnoseRequest, Refusal, Verb
+from sparkd.peer.wire import (
+    BODY_MAX_BYTES,
+    DIAGNOSIS_MAX_BYTES,
+    PACKED_MAX_BYTES,
+    STRANGER,
+    DiagnoseRequest,
+    Refusal,
+    Verb,
+)
 
 
 def way(port: int, *, keys: tuple[bytes, ...] = (KEY,), peer: str = HEAD) -> Way:
-    return Way(WORKER, "127.0.0.1", peer, "127.0.0.1", port, keys)
+    return Way(WORKER, "127.0.0.1", peer, "127.0.0.1", port, Keyring(keys))
 
 
 # --- diagnose ----------------------------------------------------------------------------------------
@@ -47,12 +57,12 @@ def test_a_diagnosis_is_for_those_with_the_key_alone() -> None:
             with pytest.raises(PeerRejected) as rejected:
                 await questions.diagnose(way(port, keys=(OTHER_KEY,)))
             assert rejected.value.reason == "wrong-key"
-            assert b'"malformed"' in await send_raw(
+            assert STRANGER in await send_raw(
                 port, b"POST /v1/diagnose HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
             )
             body = wire.encode(DiagnoseRequest())  # signed with the right key, in a session that was never opened
             stamp = Stamp(Direction.REQUEST, WORKER, HEAD, new_nonce(), 1, Verb.DIAGNOSE)
-            lines = "".join(f"{name}: {value}\r\n" for name, value in headers(KEY, stamp, body).items())
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers((KEY,), stamp, body).items())
             request = (
                 f"POST /v1/diagnose HTTP/1.1\r\nhost: x\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
             )
@@ -90,7 +100,7 @@ def test_too_much_is_refused_where_it_is_said() -> None:
             request = (
                 b"POST /v1/diagnose HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(oversized) + oversized
             )
-            assert b'"too-large"' in await send_raw(port, request)
+            assert STRANGER in await send_raw(port, request)
 
     run(test())
 
@@ -271,7 +281,7 @@ def test_strangers_are_let_go_and_a_stream_counts_once() -> None:
         got: list[throughput.Received] = []
 
         def count() -> None:
-            got.append(throughput.receive(ear, [{proof} for proof in proofs], seconds=1.0, stop=stop))
+            got.append(throughput.receive(ear, [{proof} for proof in proofs], peer="127.0.0.1", seconds=1.0, stop=stop))
 
         receiving = threading.Thread(target=count)
         receiving.start()
@@ -287,13 +297,33 @@ def test_strangers_are_let_go_and_a_stream_counts_once() -> None:
     assert got[0].total_bytes == sent
 
 
+def test_streams_from_elsewhere_cost_a_measurement_nothing() -> None:
+    """Not even with the right proof, and not however many."""
+    proof = stream_proof(KEY, HEAD, WORKER, "t" * 64, 0)
+    stop, got = threading.Event(), []
+    with throughput.listening("127.0.0.1") as ear:
+        to = ear.getsockname()
+
+        def count() -> None:
+            got.append(throughput.receive(ear, [{proof}], peer="127.0.0.1", seconds=1.0, stop=stop))
+
+        receiving = threading.Thread(target=count)
+        receiving.start()
+        for _ in range(3 * throughput.STRANGERS_MAX):
+            with socket.create_connection(to, 2, ("127.0.0.3", 0)) as stranger, contextlib.suppress(OSError):
+                stranger.sendall(bytes([0]) + proof)
+        sent = throughput.send("127.0.0.1", "127.0.0.1", to[1], [proof], seconds=0.3, stop=stop)
+        receiving.join(10)
+    assert got and got[0].total_bytes == sent > 0
+
+
 def test_a_receiver_that_is_told_to_stop_stops() -> None:
     stop = threading.Event()
     with throughput.listening("127.0.0.1") as ear:
         threading.Timer(0.1, stop.set).start()
         began = time.monotonic()
         with pytest.raises(SparkdError, match="0 of 1 streams came"):
-            throughput.receive(ear, [{b"x" * 32}], seconds=5.0, stop=stop)
+            throughput.receive(ear, [{b"x" * 32}], peer="127.0.0.1", seconds=5.0, stop=stop)
         assert time.monotonic() - began < 1.0
 
 

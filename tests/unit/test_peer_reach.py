@@ -106,14 +106,16 @@ def test_an_agent_that_is_stuck_is_unreachable() -> None:
 
 
 def test_an_address_that_does_not_exist_yet_can_be_listened_at() -> None:
-    with bind("192.0.2.77", free_port()) as listening:
-        assert listening.getsockname()[0] == "192.0.2.77"
+    listening = bind("192.0.2.77", free_port(), ["192.0.2.78"])
+    assert [each.getsockname()[0] for each in listening] == ["192.0.2.77"] * 2
+    for each in listening:
+        each.close()
 
 
 def test_a_taken_port_is_tried_until_it_is_free() -> None:
     async def test() -> None:
         port = free_port()
-        taken = bind("127.0.0.1", port)
+        (taken,) = bind("127.0.0.1", port)
         async with serving(Head(), port=port), speaking(port) as client:
             taken.close()
             await until_heard(client)

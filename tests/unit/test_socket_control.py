@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparkd.agent import local
-from sparkd.agent.socket import CLIENTS_FOR_ROOT, CLIENTS_MAX, ControlServer, Request
+from sparkd.agent.socket import CLIENTS_FOR_ROOT, CLIENTS_MAX, CLIENTS_MAX_PER_USER, ControlServer, Request
 from sparkd.model.errors import EXIT_UNKNOWN, EXIT_USAGE, SparkdError, UnreachableError, UsageError
 
 LIMIT_S = 30.0
@@ -81,7 +81,7 @@ def serve(path: Path, test: Callable[[Verbs], Any], group: str = "sparkd") -> Ve
     verbs = Verbs()
 
     async def main() -> None:
-        server = ControlServer(path, verbs.all(), frozenset({"stop"}), group=group)
+        server = ControlServer(path, verbs.all(), frozenset({"status", "watch", "quiet"}), group=group)
         await server.start()
         try:
             await asyncio.get_running_loop().run_in_executor(None, test, verbs)
@@ -132,18 +132,24 @@ def test_what_another_node_wrote_is_passed_on_as_it_is(path: Path) -> None:
     serve(path, test)
 
 
-def test_everyone_can_open_it_and_nobody_can_replace_it(path: Path) -> None:
-    old = os.umask(0o077)
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_its_mode_lets_root_in_and_the_group_and_nobody_else(path: Path, umask: int) -> None:
+    old = os.umask(umask)
+    group = grp.getgrgid(os.getegid())
 
-    def test(_: Verbs) -> None:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    def theirs(_: Verbs) -> None:
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == (0o660, group.gr_gid)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
 
+    def roots(_: Verbs) -> None:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
     try:
-        serve(path, test)
+        serve(path, theirs, group=group.gr_name)
+        assert not path.exists()
+        serve(path, roots, group="no-such-group")
     finally:
         os.umask(old)
-    assert not path.exists()
 
 
 def test_without_a_daemon_it_says_how_to_start_one(path: Path) -> None:
@@ -282,36 +288,52 @@ def open_path() -> Iterator[Path]:
         yield Path(directory) / "run" / "sparkd.sock"
 
 
-def test_other_users_read_and_only_root_changes(open_path: Path) -> None:
+GROUP = grp.getgrgid(1)  # any that exists, in the place of `sparkd`
+MEMBER = str(GROUP.gr_gid)
+
+
+def test_members_of_the_group_look_and_only_root_changes(open_path: Path) -> None:
     def test(verbs: Verbs) -> None:
         assert local.ask(open_path, "stop") == {"says": "stopped"}
-        status, stop = as_user(open_path, "status", "stop")
+        status, stop, refuse = as_user(open_path, "status", "stop", "refuse", groups=MEMBER)
         assert "spark1" in status
-        assert stop.startswith("refused: stop is for root and for members of the group sparkd; you are user 65534")
-        assert stop.endswith("sudo sparkd stop")
+        assert stop == "refused: stop is for root; you are user 65534 | sudo sparkd stop"
+        assert refuse.startswith("refused: refuse is for root"), "what nobody has named as harmless is not"
         assert verbs.stopped == 1
 
-    serve(open_path, test)
+    serve(open_path, test, group=GROUP.gr_name)
 
 
-def test_members_of_the_group_may_change(open_path: Path) -> None:
-    group = grp.getgrgid(1)  # any that exists, in the place of `sparkd`
+@pytest.mark.parametrize("opened", [False, True], ids=["by its mode", "whatever its mode"])
+def test_everyone_else_may_do_nothing_and_is_told_what_to_do(open_path: Path, opened: bool) -> None:
+    def test(verbs: Verbs) -> None:
+        if opened:
+            open_path.chmod(0o666)
+        for answer in as_user(open_path, "status", "watch", "stop", "nonsense"):
+            assert answer.startswith("refused: sparkd answers root and members of the group")
+            assert "usermod -aG" in answer
+        assert verbs.stopped == verbs.open == 0
 
+    serve(open_path, test, group=GROUP.gr_name)
+
+
+def test_without_the_group_it_is_roots_alone(open_path: Path) -> None:
     def test(_: Verbs) -> None:
-        assert as_user(open_path, "stop")[0].startswith("refused")
-        assert as_user(open_path, "stop", groups=str(group.gr_gid)) == ["{'says': 'stopped'}"]
+        assert as_user(open_path, "status", groups=MEMBER)[0].startswith("refused: sparkd answers root")
+        assert local.ask(open_path, "status")
 
-    assert serve(open_path, test, group=group.gr_name).stopped == 1
+    serve(open_path, test, group="no-such-group")
 
 
-def test_other_users_leave_room_for_root(open_path: Path) -> None:
+def test_one_user_leaves_room_for_others_and_all_of_them_for_root(open_path: Path) -> None:
     def test(_: Verbs) -> None:
-        answers = as_user(open_path, *["quiet"] * (CLIENTS_MAX - CLIENTS_FOR_ROOT + 1))
+        answers = as_user(open_path, *["quiet"] * (CLIENTS_MAX_PER_USER + 1), groups=MEMBER)
         assert answers[-1].startswith("refused: sparkd is busy")
         assert "first" in answers[-2]
         assert local.ask(open_path, "stop")
 
-    serve(open_path, test)
+    serve(open_path, test, group=GROUP.gr_name)
+    assert CLIENTS_MAX_PER_USER <= CLIENTS_MAX - CLIENTS_FOR_ROOT
 
 
 def test_any_line_is_answered_in_words(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -75,10 +75,11 @@ def missing(facts: Facts) -> Answers:
     means="Somebody else made a container of this name, for another purpose or in another way. sparkd never replaces one.",
     remedy="docker diff NAME; docker rename NAME NAME-old, or docker rm -f NAME; sparkd makes its own from the plan",
     sample="container vllm_ds4 was not made by sparkd and differs from the plan: network: the container has 'bridge'",
+    gate=Gate.STEP,
     after=("docker.unreachable", "image.missing"),
 )
 def foreign(facts: Facts) -> Answers:
-    """Not a gate of its own: `container`, the step after `clean`, refuses it. One that is as the plan wants it is adopted."""
+    """No gate in preflight: `container`, the step after `clean`, refuses it. One that is as the plan wants it is adopted."""
     state = container(facts)
     if state is None or state.is_ours:
         return
@@ -99,10 +100,11 @@ def foreign(facts: Facts) -> Answers:
     means="The plan or the image changed since it was made; sparkd never replaces one by itself.",
     remedy="docker diff NAME; docker rm -f NAME  (sparkd makes it anew from the plan)",
     sample="container vllm_ds4 differs from the plan: ipc: the container has 'private', the plan wants 'host'",
+    gate=Gate.STEP,
     after=("docker.unreachable", "image.missing"),
 )
 def differs(facts: Facts) -> Answers:
-    """Not a gate of its own: `container`, the step after `clean`, makes it where there is none and refuses where it differs."""
+    """No gate in preflight: `container`, the step after `clean`, makes it where there is none and refuses where it differs."""
     state = container(facts)
     if state is None or not state.is_ours:
         return

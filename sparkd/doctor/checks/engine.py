@@ -18,6 +18,8 @@ from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launc
 from sparkd.engine import process
 from sparkd.engine.endpoint import Endpoint
 from sparkd.host import processes
+from sparkd.host.files import whole
+from sparkd.host.paths import PLAN_MAX_BYTES
 from sparkd.host.processes import EngineProcess
 from sparkd.model.diagnosis import Kind
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -105,7 +107,7 @@ def blocked(facts: Facts) -> Answers:
 def saved(facts: Facts) -> Saved | None:
     """What the daemon keeps over restarts; None where there is none. Raises OSError where it may not be read."""
     try:
-        return Saved.model_validate_json(facts.paths.saved.read_bytes())
+        return Saved.model_validate_json(whole(facts.paths.saved))
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -394,7 +396,7 @@ def missing_ranks(plan: Plan, found: Sequence[EngineProcess]) -> str | None:
 def launched(facts: Facts) -> Plan:
     """The plan that the living launch was started with, as the daemon keeps it; else the configuration's."""
     try:
-        kept = ClusterPlan.model_validate_json(facts.paths.plan.read_bytes())
+        kept = ClusterPlan.model_validate_json(whole(facts.paths.plan, PLAN_MAX_BYTES))
         return next((plan for plan in kept.ranks if plan.node == facts.plan.node), facts.plan)
     except (OSError, ValidationError):
         return facts.plan
@@ -426,8 +428,7 @@ def as_planned(facts: Facts) -> Answers:
 
 def url(plan: Plan) -> str:
     """Where this node asks its own endpoint."""
-    host = f"[{plan.api_host}]" if ":" in plan.api_host else plan.api_host
-    return f"http://{host}:{plan.api_port}"
+    return plan.api_url
 
 
 def key(plan: Plan) -> str | None:

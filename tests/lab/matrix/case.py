@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -43,6 +43,7 @@ class Case:
     until_blocked: bool = False  # mended only once it is blocked
     until_over: bool = False  # mended only once the launch that it struck is over: a new one would be struck as well
     lossless: bool = False  # no request may fail
+    of_sparkd: bool = False  # breaks sparkd itself or its limits: another keeper has nothing of it
     finding: str = ""  # BLOCKS: the id that a person is told
     nodes: tuple[str, ...] = NODES  # or (BOTH,), where there is no choice
     loads: tuple[Load, ...] = (Load.IDLE, Load.LOADED)
@@ -65,6 +66,7 @@ class Row:
     failed: int
     left_behind: tuple[str, ...]  # processes, segments, containers, units that nobody wants any more
     says: str = ""  # what the keeper said of it
+    story: str = field(default="", repr=False)  # all that it said meanwhile, for whoever looks for the reason
 
     @property
     def good(self) -> bool:
@@ -95,3 +97,6 @@ class Keeper(Protocol):
 
     def says(self) -> str:
         """Its last word, for the table."""
+
+    def story(self) -> str:
+        """All that it said since the fault that `noticed_at` was last asked about."""

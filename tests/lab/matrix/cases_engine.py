@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab.config import LIMITS
 from tests.lab.matrix import seen
@@ -15,6 +16,7 @@ CONTAINER = "vllm_ds4"
 CONFIG = "/etc/sparkd/sparkd.yaml"
 RELAUNCH_MAX_S = 120.0
 SHIPPED_LINK_LOSS_S = 45
+STRIKES_MAX_S = 150.0  # a relaunch, and the lab's load_max_s where only that ends it
 NODES_AND_BOTH = (*NODES, BOTH)
 
 
@@ -83,15 +85,9 @@ def _main_pid(pair: Pair, node: str) -> str:
 
 
 def reboot(pair: Pair, node: str) -> None:
-    for n in nodes_of(node):
-        pair.run(n, "systemctl --no-block reboot")  # both go down together
-    for n in nodes_of(node):
-        wait_for(
-            f"{n} to go down",
-            lambda n=n: pair.lab.node(n).state() in ("stopping", "booting", "off", "starting"),
-            max_s=60,
-        )
-        pair.lab.node(n).wait_booted(limit_s=120)
+    with ThreadPoolExecutor() as pool:  # both go down together
+        for booted in [pool.submit(pair.lab.node(n).reboot) for n in nodes_of(node)]:
+            booted.result()
 
 
 def power_cut(pair: Pair, node: str) -> None:
@@ -194,12 +190,13 @@ def _fresh_top(pair: Pair, node: str) -> bool:
 
 
 def struck_during_load(name: str, sign: Callable[[Pair, str, float], bool]) -> Change:
-    """A fault of the simulated engine that strikes while weights load; over once `sign` shows that it has struck."""
+    """A fault of the simulated engine that strikes the next launch while it loads weights; made once `sign` shows that it
+    has struck."""
 
     def make(pair: Pair, node: str) -> None:
         pair.lab.fault(node, name, True)
         begun = _relaunch(pair)
-        wait_for(f"{name} to strike", lambda: sign(pair, node, begun), max_s=90, every_s=0.05)
+        wait_for(f"{name} to strike", lambda: sign(pair, node, begun), max_s=STRIKES_MAX_S, every_s=0.05)
 
     return make
 
@@ -214,8 +211,9 @@ def _lost_its_rank(pair: Pair, node: str, since: float) -> bool:
     )
 
 
-def _loads(pair: Pair, node: str, since: float) -> bool:
-    return "Starting to load model" in pair.engine_log(node, since)
+def _hung_and_was_ended(pair: Pair, node: str, since: float) -> bool:
+    """It began to load, and somebody ended it: by itself it would never go."""
+    return "Starting to load model" in pair.engine_log(node, since) and not seen.engine(pair.lab.node(node))
 
 
 # --- the cases -----------------------------------------------------------------------------------
@@ -224,6 +222,8 @@ ON, AGAIN = Expect.GOES_ON, Expect.SERVES_AGAIN
 NETWORK_LOSS_S = 20.0  # longer than the lab's link_loss_max_s of 8 s
 again = functools.partial(Case, expect=AGAIN, max_s=RELAUNCH_MAX_S)
 on = functools.partial(Case, expect=ON)
+of_sparkd = functools.partial(on, of_sparkd=True)
+in_a_load = functools.partial(again, of_sparkd=True)  # struck by what sparkd's log of the launch says
 
 ENGINE = (
     again("kill-top", "engine's top process killed", make=signal("top")),
@@ -245,14 +245,14 @@ CONTAINERS = (
 )  # fmt: skip
 
 AGENTS = (
-    on(
+    of_sparkd(
         "agent-kill",
         "sparkd killed (SIGKILL)",
         make=agents("kill -s KILL --kill-who=main"),
         nodes=NODES_AND_BOTH,
         lossless=True,
     ),
-    on("agent-restart", "sparkd restarted", make=agents("restart"), nodes=NODES_AND_BOTH, lossless=True),
+    of_sparkd("agent-restart", "sparkd restarted", make=agents("restart"), nodes=NODES_AND_BOTH, lossless=True),
 )
 
 MACHINES = (
@@ -263,24 +263,24 @@ MACHINES = (
 )
 
 LOADING = (
-    *(again(f"killed-at-{phase}", f"relaunch killed at {phase}", make=killed_at(phase)) for phase in PHASES),
-    again("crash-in-load", "relaunch crashes loading weights", make=struck_during_load("crash-during-load", _says_cuda_error),
+    *(in_a_load(f"killed-at-{phase}", f"relaunch killed at {phase}", make=killed_at(phase)) for phase in PHASES),
+    in_a_load("crash-in-load", "relaunch crashes in weights", make=struck_during_load("crash-during-load", _says_cuda_error),
           mend=fault("crash-during-load", False)),
-    again("oom-in-load", "relaunch's rank killed loading weights",
+    in_a_load("oom-in-load", "relaunch loses a rank in weights",
           make=struck_during_load("killed-during-load", _lost_its_rank), mend=fault("killed-during-load", False)),
-    again("hang-in-load", "relaunch hangs loading weights", make=struck_during_load("hang-during-load", _loads),
-          mend=fault("hang-during-load", False), until_over=True, max_s=180),
+    in_a_load("hang-in-load", "relaunch hangs in weights", max_s=240,
+          make=struck_during_load("hang-during-load", _hung_and_was_ended), mend=fault("hang-during-load", False)),
 )  # fmt: skip
 
 LINK = (
     on("link-2", "link down for 2 s", make=link_down, mend=link_up, mend_after_s=2, nodes=(BOTH,), lossless=True),
     again("link-20", "link down for 20 s", make=link_down, mend=link_up, mend_after_s=20, nodes=(BOTH,)),
-    on("link-20-shipped", f"link down for 20 s, limit {SHIPPED_LINK_LOSS_S} s", nodes=(BOTH,), mend_after_s=20,
+    of_sparkd("link-20-shipped", f"link down for 20 s, limit {SHIPPED_LINK_LOSS_S} s", nodes=(BOTH,), mend_after_s=20,
        make=with_limits(link_down, link_loss_max_s=SHIPPED_LINK_LOSS_S, canary_max_s=60, hang_max_s=90),
        mend=lab_limits(link_up, "link_loss_max_s", "canary_max_s", "hang_max_s")),
     again("link-200-shipped", f"link down for 200 s, limit {SHIPPED_LINK_LOSS_S} s", nodes=(BOTH,), mend_after_s=200,
           make=with_limits(link_down, link_loss_max_s=SHIPPED_LINK_LOSS_S, canary_max_s=60, hang_max_s=90),
-          mend=lab_limits(link_up, "link_loss_max_s", "canary_max_s", "hang_max_s"), max_s=330, slow=True),
+          mend=lab_limits(link_up, "link_loss_max_s", "canary_max_s", "hang_max_s"), max_s=330, slow=True, of_sparkd=True),
     on("one-way-2", "what it sends is lost for 2 s", make=fault("one-way"), mend=fault("one-way", False), mend_after_s=2,
        lossless=True),
     again("one-way-20", "what it sends is lost for 20 s", make=fault("one-way"), mend=fault("one-way", False),

@@ -34,9 +34,11 @@ def combinations(chosen: Iterable[Case]) -> Iterator[Combination]:
                 yield case, node, load
 
 
-def half(chosen: Iterable[Case]) -> Iterator[Combination]:
+def half(chosen: Iterable[Case], which: int = 1) -> Iterator[Combination]:
     """Every node of each, and one load for each node: idle on the head and loaded on the worker, and the other way
-    round in the next case."""
+    round in the next case. The second half is what the first leaves out."""
     for number, case in enumerate(chosen):
         for place, node in enumerate(case.nodes):
-            yield case, node, case.loads[(number + place) % len(case.loads)]
+            first = case.loads[(number + place) % len(case.loads)]
+            for load in [first] if which == 1 else [load for load in case.loads if load is not first]:
+                yield case, node, load

@@ -6,7 +6,8 @@
     --keeper sparkd|seed|both              who keeps the pair up: sparkd, the published deployment's two units, or one
                                            after the other, side by side in the table (sparkd)
     --slow                                 also the cases that take minutes by nature
-    --half                                 one load for each node of a case, as the tests do
+    --labs N                               in so many labs at once (1)
+    --half 1|2                             one load for each node of a case, as the tests do; 2: what that leaves out
     --markdown                             write docs/faults.md
     --json FILE                            write the rows; --from FILE shows what was written before and runs nothing
 
@@ -17,19 +18,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from tests.lab.api import Lab
+from tests.lab.cli import become_root
 from tests.lab.config import LIMITS
 from tests.lab.host import LabError
-from tests.lab.matrix import catalogue, table
+from tests.lab.matrix import catalogue, several, table
 from tests.lab.matrix.case import BOTH, Keeper, Load, Row
-from tests.lab.matrix.runner import run
 from tests.lab.matrix.sparkd_keeper import SparkdKeeper
 from tests.lab.pair import NODES, START_S, STOP_SCALE, Pair
 from tests.lab.places import CHECKOUT
@@ -48,6 +51,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     keepers = ["sparkd", "seed"] if options.keeper == "both" else [options.keeper]
     try:
+        if os.geteuid() != 0 and not options.read:
+            become_root(arguments, "scripts/faults")
+        os.umask(0o022)  # nodes are not to inherit what the person is used to
         rows = read(options.read) if options.read else list(measured(options, keepers))
     except LabError as error:
         print(f"faults: {error}", file=sys.stderr)
@@ -64,8 +70,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--node", choices=(*NODES, BOTH))
     parser.add_argument("--load", choices=[*Load])
     parser.add_argument("--keeper", choices=("sparkd", "seed", "both"), default="sparkd")
-    for flag in ("slow", "half", "markdown", "list"):
+    for flag in ("slow", "markdown", "list"):
         parser.add_argument(f"--{flag}", action="store_true")
+    parser.add_argument("--half", type=int, choices=(1, 2))
+    parser.add_argument("--labs", type=int, choices=range(1, 5), default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--from", type=Path, dest="read", action="append")
     options = parser.parse_args(arguments)
@@ -79,7 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def chosen(options: argparse.Namespace) -> list[catalogue.Combination]:
     named = [case for case in catalogue.cases() if not options.cases or case.id in options.cases]
     wanted = [case for case in named if options.slow or not case.slow or case.id in options.cases]
-    every = catalogue.half(wanted) if options.half else catalogue.combinations(wanted)
+    every = catalogue.half(wanted, options.half) if options.half else catalogue.combinations(wanted)
     return [
         (case, node, load)
         for case, node, load in every
@@ -89,39 +97,54 @@ def chosen(options: argparse.Namespace) -> list[catalogue.Combination]:
 
 def measured(options: argparse.Namespace, keepers: Sequence[str]) -> Iterator[Row]:
     """Each combination under each keeper; one line of progress for each."""
-    if os.geteuid() != 0:
-        raise LabError("breaking a lab needs root")
-    combinations = chosen(options)
-    lab = Lab()
-    lab.up()
-    pair = Pair(lab)
-    pair.pace(start_s=START_S, stop_scale=STOP_SCALE)
-    done, rows = 0, []
-    for name in keepers:
-        with kept_by(name, pair) as keeper:
-            say(table.heading([keeper.name])[1])
-            for case, node, load in combinations:
-                done += 1
-                began = time.monotonic()
-                try:
-                    row = run(case, node, load, keeper)
-                except (AssertionError, LabError) as error:
-                    told = str(error).splitlines()[0]
-                    row = Row(case, node, load, keeper.name, f"not made: {told}", None, None, 0, 0, ())
-                took_s = time.monotonic() - began
+    every = chosen(options)
+    done, rows, began = 0, [], time.monotonic()
+    for keeper in keepers:
+        name = NAMES[keeper]
+        combinations = [each for each in every if keeper == "sparkd" or not each[0].of_sparkd]
+        say(f"{keeper}: {len(combinations)} rows in {options.labs} lab{'s' if options.labs > 1 else ''}")
+        say(table.heading([name])[1])
+        with several.measured(
+            [functools.partial(a_lab, n, keeper) for n in range(options.labs)], combinations
+        ) as futures:
+            for combination, future in futures.items():
+                row, done = result(future, combination, name), done + 1
+                rows.append(row)
+                minutes = (time.monotonic() - began) / 60
                 told = table.line([row], colours=sys.stderr.isatty())
-                say(f"{told}  [{done}/{len(combinations) * len(keepers)}, {took_s:.0f} s]")
+                say(f"{told}  [{done}/{len(every) * len(keepers)}, {minutes:.0f} min]")
                 for note in table.notes([row]):
                     say(f"    {note}")
-                rows.append(row)
                 if options.json:
                     options.json.write_text(json.dumps([table.as_json(row) for row in rows], indent=1) + "\n")
                 yield row
 
 
+def result(future: Future[Row], combination: catalogue.Combination, keeper: str) -> Row:
+    """The row; where the fault could not even be made, a row that says so."""
+    try:
+        return future.result()
+    except (AssertionError, LabError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        return Row(*combination, keeper, f"not made: {told}", None, None, 0, 0, (), story=str(error))
+
+
 @contextlib.contextmanager
-def kept_by(name: str, pair: Pair) -> Iterator[Keeper]:
-    if name == "sparkd":
+def a_lab(number: int, keeper: str) -> Iterator[Keeper]:
+    """The lab of the environment, which stays up, or another one beside it for the time being."""
+    lab = several.another(number) if number else Lab()
+    try:
+        lab.up()
+        with kept_by(keeper, several.paced(lab)) as someone:
+            yield someone
+    finally:
+        if number:
+            lab.down()
+
+
+@contextlib.contextmanager
+def kept_by(keeper: str, pair: Pair) -> Iterator[Keeper]:
+    if keeper == "sparkd":
         yield SparkdKeeper(pair)
         return
     from tests.lab.matrix.seed_units import SeedUnits
@@ -133,7 +156,8 @@ def kept_by(name: str, pair: Pair) -> Iterator[Keeper]:
 def read(files: Sequence[Path]) -> list[Row]:
     cases = {case.id: case for case in catalogue.cases()}
     told = [row for file in files for row in json.loads(file.read_text())]
-    return [table.from_json(row, cases) for row in told if row["case"] in cases]
+    rows = [table.from_json(row, cases) for row in told if row["case"] in cases]
+    return list({(row.keeper, *table.key(row)): row for row in rows}.values())  # a later one stands for an earlier one
 
 
 def say(line: str) -> None:

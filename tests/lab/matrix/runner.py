@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.lab.matrix import seen
 from tests.lab.matrix.case import Case, Expect, Keeper, Load, Row
 from tests.lab.matrix.clients import Clients, Request, wait_answered
-from tests.lab.pair import Pair
+from tests.lab.pair import NODES, Pair
 
 POLL_S = 0.1
 QUIET_S = 30.0  # IDLE: how long the keeper has to notice by itself before a user comes
@@ -34,7 +34,7 @@ class Trial:
     since: float = 0.0
     made_at: float = 0.0
     mended_at: float | None = None
-    over_at: float | None = None  # that launch was seen to be no more
+    over_at: float | None = None  # a process of that launch was first seen to be gone
     whole_at: float | None = None  # a later one was first seen to serve
 
     @property
@@ -49,10 +49,12 @@ class Trial:
 
     def look(self) -> bool:
         """Whether a whole launch that is not the one of before serves now."""
-        launch = self.keeper.launch()
-        if launch != self.launch and self.over_at is None:
+        engines = seen.engines(self.pair)
+        if self.over_at is None and any(set(self.engines[name]) - set(engines[name]) for name in NODES):
             self.over_at = time.time()
-        whole = launch is not None and launch != self.launch
+        if self.over_at is None or not seen.is_whole(engines) or not seen.listens(self.pair.lab.node(NODES[0])):
+            return False
+        whole = self.keeper.launch() not in (None, self.launch)
         if whole and self.whole_at is None:
             self.whole_at = time.time()
         return whole
@@ -86,6 +88,7 @@ def run(case: Case, node: str, load: Load, keeper: Keeper) -> Row:
         failed=sum(bool(request.wrong) for request in requests),
         left_behind=left,
         says=keeper.says(),
+        story=keeper.story(),
     )
 
 

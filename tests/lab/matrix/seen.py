@@ -17,7 +17,7 @@ from tests.lab.pair import NODES, Pair
 
 TOP, CORE, RANK = "vllm serve", "VLLM::EngineCore", "VLLM::Worker"
 WHOLE = {"spark1": {TOP, CORE, RANK}, "spark2": {TOP, RANK}}  # a headless worker has no engine core
-PORTS = (8000, 29501)
+API_PORT = 8000
 SEGMENT = re.compile(r"psm_[0-9a-f]{8}|sem\.mp-\w+")
 
 
@@ -76,6 +76,17 @@ def engines(pair: Pair) -> dict[str, tuple[Process, ...]]:
 def is_whole(found: dict[str, tuple[Process, ...]]) -> bool:
     """Every process of both ranks lives, each once."""
     return all(sorted(process.kind for process in found[name]) == sorted(WHOLE[name]) for name in NODES)
+
+
+def listens(node: Node, port: int = API_PORT) -> bool:
+    """Somebody on the node accepts connections there. The engine takes its port long before it listens."""
+    leader = node.leader()
+    try:
+        tables = [Path(f"/proc/{leader}/net/{table}").read_text().splitlines()[1:] for table in ("tcp", "tcp6")]
+    except OSError:
+        return False
+    rows = [line.split() for table in tables for line in table]
+    return any(row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port for row in rows)
 
 
 # --- what was left behind ------------------------------------------------------------------------

@@ -42,12 +42,13 @@ class SparkdKeeper:
         network.set_mtu(lab.places, LINK_MTU)
         self.pair.start()
         deadline = time.monotonic() + self.pair.serves_max_s
-        while self.launch() is None and time.monotonic() < deadline:
-            status = self.pair.status()
-            if status and (not status["run"] or status.get("blocked")):
+        while not (self.launch() is not None and self.settled()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the pair does not serve:\n{self.pair.story()}")
+            if any(status and (not status["run"] or status.get("blocked")) for status in self._status()):
                 self.pair.run("spark1", "sparkd start", check=False)
-            time.sleep(0.5)
-        self.pair.wait_serving()
+                time.sleep(3.0)
+            time.sleep(0.3)
         self._since = time.time()
 
     def launch(self) -> object:

@@ -9,8 +9,8 @@ from typing import Any
 from tests.lab.matrix.case import Case, Expect, Load, Row
 
 # What is shown of one keeper's row: heading and width. Times are seconds since the fault.
-COLUMNS = (("ended", 9), ("noticed", 8), ("answers", 8), ("failed", 7))
-LEFT = (("fault", 35), ("node", 7), ("load", 7), ("expected", 9))
+COLUMNS = (("ended", 8), ("noticed", 8), ("answers", 8), ("failed", 7))
+LEFT = (("fault", 34), ("node", 7), ("load", 7), ("should", 8))
 ROLES = {"spark1": "head", "spark2": "worker"}
 SHORT = {Expect.GOES_ON: "goes on", Expect.SERVES_AGAIN: "again", Expect.BLOCKS: "blocks"}
 RED, GREEN, DIM, PLAIN = "\033[31m", "\033[32m", "\033[2m", "\033[0m"
@@ -55,7 +55,7 @@ def line(rows: Sequence[Row | None], *, colours: bool = False) -> str:
             _cell(cell, width, at) for at, (cell, (_, width)) in enumerate(zip(cells(row), COLUMNS, strict=True))
         )
         colour = "" if row is None or not colours else GREEN if row.good else RED
-        text += f"{colour}{group}{PLAIN if colour else ''}  "
+        text += f"{colour}{group}{PLAIN if colour else ''} "
     return text.rstrip()
 
 
@@ -80,7 +80,7 @@ def notes(rows: Sequence[Row | None]) -> list[str]:
 
 def heading(keepers: Sequence[str]) -> list[str]:
     left = "".join(f"{name:<{width}}" for name, width in LEFT)
-    group = "".join(_cell(name, width, at) for at, (name, width) in enumerate(COLUMNS)) + "  "
+    group = "".join(_cell(name, width, at) for at, (name, width) in enumerate(COLUMNS)) + " "
     names = "".join(f"{name:<{len(group)}}" for name in keepers)
     return [f"{'':<{len(left)}}{names}".rstrip(), f"{left}{group * len(keepers)}".rstrip()]
 
@@ -89,9 +89,13 @@ def text(rows: Sequence[Row], keepers: Sequence[str], *, colours: bool = False) 
     lines = heading(keepers)
     if colours:
         lines = [f"{DIM}{each}{PLAIN}" for each in lines]
+    last = ""
     for group in grouped(rows, keepers):
-        lines.append(line(group, colours=colours))
+        shown = line(group, colours=colours)
+        what = next(row for row in group if row is not None).case.what
+        lines.append(shown if what != last else " " * len(what) + shown[len(what) :])  # named once
         lines += [f"    {note}" for note in notes(group)]
+        last = what
     return "\n".join([*lines, "", *LEGEND])
 
 
@@ -125,12 +129,14 @@ def _median(values: Sequence[float]) -> float:
 
 def as_json(row: Row) -> dict[str, Any]:
     told = {field.name: getattr(row, field.name) for field in dataclasses.fields(Row) if field.name != "case"}
+    if row.good:
+        told["story"] = ""
     return {"case": row.case.id, "what": row.case.what, "expect": row.case.expect, **told, "good": row.good}
 
 
 def from_json(told: dict[str, Any], cases: dict[str, Case]) -> Row:
     names = [field.name for field in dataclasses.fields(Row) if field.name != "case"]
-    values = {name: told[name] for name in names}
+    values = {name: told[name] for name in names if name in told}
     values |= {"load": Load(told["load"]), "left_behind": tuple(told["left_behind"])}
     return Row(case=cases[told["case"]], **values)
 

@@ -27,6 +27,7 @@ class EngineClient:
         self.running = 0
         self.waiting = 0
         self.cache_usage = 0.0  # 0 to 1
+        self.preemptions = 0
 
     @property
     def in_flight(self) -> int:
@@ -47,7 +48,7 @@ class EngineClient:
 
     def _deliver(self, message: dict[str, Any]) -> None:
         self.running, self.waiting = message["running"], message["waiting"]
-        self.cache_usage = message["cache_usage"]
+        self.cache_usage, self.preemptions = message["cache_usage"], message["preemptions"]
         with self._lock:
             for name, made, finished in message["outputs"]:
                 if name in self._requests:

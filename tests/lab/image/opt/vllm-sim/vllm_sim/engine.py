@@ -10,7 +10,6 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from vllm_sim import VERSION, faults, knobs, log, processes, shm, traces
@@ -18,9 +17,9 @@ from vllm_sim.channel import Channel, Closed
 from vllm_sim.config import KV_GIB_PER_TOKEN, EngineConfig
 from vllm_sim.executor import Executor
 from vllm_sim.log import Frame
+from vllm_sim.scheduler import Scheduler
 
-STEP_S = 0.02
-PREFILL_TOKENS_PER_S = 20_000.0
+LAYER_S = 0.25  # of a long step: how often the ranks exchange what stands for its layers' activations
 STALL_WARNING_S = 60.0
 INIT_FAILED = (
     "Exception: WorkerProc initialization failed due to an exception in a background process. "
@@ -30,13 +29,6 @@ INIT_FAILED = (
 
 class Fatal(Exception):
     """The engine core cannot go on."""
-
-
-@dataclass
-class Running:
-    prompt_tokens: int
-    left: int
-    prefilled: bool = False
 
 
 def run(config: EngineConfig, client: Channel, inherited: list[socket.socket | Channel]) -> int:
@@ -59,8 +51,7 @@ class EngineCore:
     def __init__(self, config: EngineConfig, client: Channel, signals: processes.SignalPipe) -> None:
         self.config, self.client, self.signals = config, client, signals
         self.client_gone = False
-        self.waiting: dict[str, Running] = {}
-        self.running: dict[str, Running] = {}
+        self.scheduler = Scheduler(config)
         self.steps = 0
         log.info("core.py:133", f"Initializing a V1 LLM engine (v{VERSION}) with config: {describe(config)}")
         self._refuse_fork()
@@ -170,8 +161,8 @@ class EngineCore:
     def run(self) -> None:
         try:
             while True:
-                self._take_work(wait=not (self.running or self.waiting))
-                if self.running or self.waiting:
+                self._take_work(wait=not self.scheduler.busy)
+                if self.scheduler.busy:
                     self._step()
         except Fatal as exc:
             self._die(str(exc))
@@ -179,7 +170,7 @@ class EngineCore:
     def _take_work(self, wait: bool) -> None:
         """New requests and aborts from the API process, and the deaths of ranks."""
         while self._look(None if wait else 0.0):
-            if self.running or self.waiting:
+            if self.scheduler.busy:
                 wait = False
 
     def _look(self, timeout_s: float | None, asked: Channel | None = None) -> bool:
@@ -206,10 +197,9 @@ class EngineCore:
             message = self.client.receive()
             while True:
                 if "add" in message:
-                    self.waiting[message["add"]] = Running(message["prompt_tokens"], message["tokens"])
+                    self.scheduler.add(message["add"], message["prompt_tokens"], message["tokens"])
                 else:
-                    self.running.pop(message["abort"], None)
-                    self.waiting.pop(message["abort"], None)
+                    self.scheduler.abort(message["abort"])
                 if not self.client.waiting():
                     return
                 message = self.client.receive()
@@ -217,35 +207,14 @@ class EngineCore:
             self.client_gone = True  # an orphan: alive, its ports held, nobody to ask it
 
     def _step(self) -> None:
-        while self.waiting and len(self.running) < self.config.max_num_seqs:
-            name = next(iter(self.waiting))
-            self.running[name] = self.waiting.pop(name)
-        if not self.running:
+        """Running, waiting and cache usage are told after every step, with outputs or without."""
+        planned = self.scheduler.plan()
+        if planned is None:
             return
-        rate = knobs.tokens_per_s()
-        count = max(1, round(rate * STEP_S))
-        seconds = count / rate
-        if self.steps == 0:
-            seconds += knobs.phase_s("first_request")
-        for request in self.running.values():
-            if not request.prefilled:
-                seconds += request.prompt_tokens / PREFILL_TOKENS_PER_S
-                request.prefilled = True
+        seconds = planned.seconds + (knobs.phase_s("first_request") if self.steps == 0 else 0.0)
         self.steps += 1
-        more = bool(self.waiting) or any(request.left > count for request in self.running.values())
-        self._execute({"step": self.steps, "seconds": seconds, "more": more})
-        outputs = []
-        for name, request in list(self.running.items()):
-            made = min(count, request.left)
-            request.left -= made
-            outputs.append([name, made, request.left == 0])
-            if request.left == 0:
-                del self.running[name]
-        held = sum(request.prompt_tokens for request in self.running.values())
-        usage = min(1.0, held / max(1, self.config.kv_cache_tokens))
-        self._tell(
-            {"outputs": outputs, "running": len(self.running), "waiting": len(self.waiting), "cache_usage": usage}
-        )
+        self._execute({"step": self.steps, "seconds": seconds, "more": planned.more, "layers": int(seconds / LAYER_S)})
+        self._tell({"outputs": self.scheduler.outputs(planned.count), **self.scheduler.state()})
 
     def _execute(self, step: dict[str, Any]) -> None:
         """One forward pass over all ranks. Raises Fatal."""
@@ -285,7 +254,7 @@ class EngineCore:
             "dump_input.py:72",
             f"Dumping input data for V1 LLM engine (v{VERSION}) with config: {describe(self.config)}",
         )
-        tokens = json.dumps(dict.fromkeys(self.running, 1))
+        tokens = json.dumps(dict.fromkeys(self.scheduler.running, 1))
         log.error(
             "dump_input.py:79",
             f"Dumping scheduler output for model execution: SchedulerOutput(num_scheduled_tokens={tokens}, step={step['step']})",

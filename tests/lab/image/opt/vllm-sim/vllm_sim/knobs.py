@@ -59,6 +59,11 @@ def stop_pause(seconds: float) -> None:
     time.sleep(seconds * knob("stop_scale", 1.0))
 
 
+def prefill_tokens_per_s() -> float:
+    """Prompt tokens of all requests together (knob `prefill_tokens_per_s`; a GB10 needs 238 s for 190K: 800)."""
+    return max(1.0, knob("prefill_tokens_per_s", 20_000.0))
+
+
 def tokens_per_s() -> float:
     """Decode speed of one request (knob `tokens_per_s`)."""
     return max(0.1, knob("tokens_per_s", 200.0))

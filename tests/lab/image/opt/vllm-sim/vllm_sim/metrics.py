@@ -134,6 +134,7 @@ class Metrics:
         self.set("vllm:num_requests_running", float(client.running))
         self.set("vllm:num_requests_waiting", float(client.waiting))
         self.set("vllm:kv_cache_usage_perc", client.cache_usage)
+        self.set("vllm:num_preemptions_total", float(client.preemptions))
 
     def totals(self) -> tuple[float, float]:
         """Prompt and generated tokens so far."""

@@ -6,6 +6,8 @@ step, after a collective with every other rank. It never exits by itself: not wh
 
 import select
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -16,6 +18,14 @@ from vllm_sim.mishaps import CUDA_ERROR, StartFailure, short_of_memory
 from vllm_sim.rendezvous import Group, PeerLost
 
 SLOW_TOKENS_FACTOR = 50
+LAYER_BYTES = (
+    512 << 10
+)  # what the ranks exchange in each part of a long step: megabytes a second, as tensor parallel work is
+COMPILE_S = 30.0  # of a first shape, by the knob compile_s
+COMPILER = (
+    "import os,sys,time; os.nice(10); open('/proc/self/comm','w').write('cicc'); end=time.time()+float(sys.argv[1])\n"
+)
+COMPILER += "while time.time() < end: pass"
 
 
 class Worker:
@@ -140,7 +150,7 @@ class Worker:
         """One forward pass of this rank and of those that it leads."""
         try:
             self.group.ask_all(message)
-            self._compute(float(message["seconds"]))
+            self._compute(float(message["seconds"]), int(message.get("layers", 0)))
             for answer in self.group.answers():
                 if "error" in answer:
                     return dict(answer)
@@ -153,11 +163,29 @@ class Worker:
             return {"error": str(exc).removeprefix("torch.AcceleratorError: ")}
         return {"done": message["step"]}
 
-    def _compute(self, seconds: float) -> None:
+    def _compute(self, seconds: float, layers: int) -> None:
         faults.hang_while("hang-requests")
+        if faults.take("compile-next-request"):
+            self._compile()
         if faults.take("crash-next-request") or faults.on("crash-every-request"):
             raise RuntimeError(CUDA_ERROR)
-        time.sleep(seconds * (SLOW_TOKENS_FACTOR if faults.on("slow-tokens") else 1))
+        seconds *= SLOW_TOKENS_FACTOR if faults.on("slow-tokens") else 1
+        for _ in range(layers):
+            time.sleep(seconds / (layers + 1))
+            faults.hang_while("hang-requests")
+            self._exchange_layer()
+        time.sleep(seconds / (layers + 1))
+
+    def _exchange_layer(self) -> None:
+        """One way is enough for the bytes; the follower does not get on without the leader's. Raises PeerLost, Closed."""
+        if self.group.leader is not None:
+            self.group.leader.receive()
+        self.group.ask_all({"layer": "x" * LAYER_BYTES})
+
+    def _compile(self) -> None:
+        """A kernel for a shape that was not seen before: a compiler burns a CPU below this rank, and nothing else moves."""
+        command = ["/usr/local/cuda/nvvm/bin/cicc", "-c", COMPILER, str(knobs.knob("compile_s", COMPILE_S))]
+        subprocess.run(command, executable=sys.executable, check=False)
 
     def _complain(self, text: str) -> None:
         log.error("multiproc_executor.py:1063", "WorkerProc hit an exception.")

@@ -1,0 +1,197 @@
+"""What schedules break: every fault that the lab can make, under one name, with the way back.
+
+All of them may be made while others last: where there is nothing to break any more (a process that is dead already, a
+node that is off), that is said and nothing happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import faults
+from .host import LabError
+from .pair import MODEL, NODES, Pair
+from .real_engine import MODEL as REAL_MODEL
+from .schedule import Kind
+
+Change = Callable[[Pair, str], None]
+
+CONTAINERS = {MODEL: "vllm_ds4", REAL_MODEL: "vllm_tiny"}
+MODELS = "/home/milo/models"
+STATE = "/var/lib/sparkd"
+POWER = {node: threading.RLock() for node in NODES}  # two hands on one switch would wait for each other's boot
+
+
+@dataclass(frozen=True)
+class Breakage:
+    make: Change
+    mend: Change | None = None  # None: nothing to mend
+    nodes: tuple[str, ...] = NODES
+    weight: float = 1.0
+    simulated: bool = False  # only the simulated engine can do it
+    ends_daemon: bool = False  # a new life of the daemon on this node is explained by it
+
+
+def nothing(pair: Pair, node: str) -> None:
+    """Mends what mends itself."""
+
+
+def sh(script: str, *, timeout_s: float = 60) -> Change:
+    def change(pair: Pair, node: str) -> None:
+        container = CONTAINERS.get(pair.model, CONTAINERS[MODEL])
+        pair.lab.node(node).run(f"set -eu\ncontainer={container}\n{script}", timeout_s=timeout_s)
+
+    return change
+
+
+def kill(what: str) -> Change:
+    """SIGKILL to one of root's engine processes: beside them lives somebody else's, with the title of a rank."""
+    title = {"top": "/vllm serve ", "rank": "VLLM::Worker", "core": "VLLM::EngineCore"}[what]
+    found = f"ps -U 0 -o pid=,args= | grep -F '{title}' | grep -v -e 'docker exec' -e grep | awk '{{print $1; exit}}'"
+    return sh(f'pid=$({found}); test -n "$pid" || {{ echo nothing to kill >&2; exit 1; }}; kill -9 $pid')
+
+
+def lab_fault(name: str, on: bool) -> Change:
+    def change(pair: Pair, node: str) -> None:
+        pair.lab.fault(node, name, on)
+
+    return change
+
+
+def switched(change: Callable[[Pair, str], None]) -> Change:
+    """Power is one hand's business at a time."""
+
+    def alone(pair: Pair, node: str) -> None:
+        with POWER[node]:
+            change(pair, node)
+
+    return alone
+
+
+def _reboot(pair: Pair, node: str) -> None:
+    pair.lab.node(node).reboot()
+
+
+def _hard_reboot(pair: Pair, node: str) -> None:
+    pair.lab.node(node).reboot(hard=True)
+
+
+def _power_cut(pair: Pair, node: str) -> None:
+    pair.lab.node(node).power_cut()
+
+
+def _power_on(pair: Pair, node: str) -> None:
+    pair.lab.node(node).power_on()
+
+
+def _link(carrier: bool) -> Change:
+    def change(pair: Pair, node: str) -> None:
+        pair.lab.link_up() if carrier else pair.lab.link_down()
+
+    return change
+
+
+def _state(spoil: str) -> Change:
+    """The file is read at a start only: the daemon is killed before, and starts on what is left."""
+    return sh(f"systemctl kill -s KILL --kill-who=main sparkd || :\n{spoil}")
+
+
+WEIGHTS_AWAY = f'set -- $(find {MODELS} -maxdepth 2 -name \'*.safetensors\' | sort | tail -1); mv "$1" "$1.away"'
+WEIGHTS_BACK = f'for f in $(find {MODELS} -maxdepth 2 -name \'*.away\'); do mv "$f" "${{f%.away}}"; done'
+
+BREAKAGES: dict[str, Breakage] = {
+    # the engine
+    "kill-top": Breakage(kill("top"), weight=2),
+    "kill-rank": Breakage(kill("rank"), weight=2),
+    "kill-core": Breakage(kill("core"), nodes=("spark1",)),
+    "engine-stopped": Breakage(
+        sh("p=$(pgrep -U 0 -o '^VLLM::Worker') && kill -STOP $p"), sh("pkill -U 0 -CONT '^VLLM::Worker' || :")
+    ),
+    # the container and Docker
+    "container-restart": Breakage(sh("docker restart -t 2 $container")),
+    "container-stop": Breakage(sh("docker stop -t 2 $container")),
+    "container-kill": Breakage(sh("docker kill $container")),
+    "container-rm": Breakage(sh("docker rm -f $container")),
+    "container-paused": Breakage(sh("docker pause $container"), sh("docker unpause $container 2>/dev/null || :")),
+    "docker-restart": Breakage(sh("systemctl restart docker")),
+    "docker-kill": Breakage(sh("systemctl kill -s KILL docker")),
+    "docker-hung": Breakage(lab_fault("docker-hung", True), lab_fault("docker-hung", False)),
+    "docker-down": Breakage(lab_fault("docker-down", True), lab_fault("docker-down", False)),
+    # sparkd
+    "sparkd-kill": Breakage(sh("systemctl kill -s KILL --kill-who=main sparkd"), ends_daemon=True, weight=2),
+    "sparkd-restart": Breakage(sh("systemctl restart sparkd"), ends_daemon=True),
+    "sparkd-down": Breakage(sh("systemctl stop sparkd"), sh("systemctl start sparkd"), ends_daemon=True),
+    "sparkd-stopped": Breakage(
+        sh("systemctl kill -s STOP --kill-who=main sparkd"),
+        sh("systemctl kill -s CONT --kill-who=main sparkd"),
+        ends_daemon=True,  # the watchdog
+    ),
+    "engine-unit-stopped": Breakage(sh("systemctl stop sparkd-engine")),
+    "dbus-restart": Breakage(sh("systemctl restart dbus")),
+    "state-lost": Breakage(_state(f"rm -f {STATE}/state.json"), ends_daemon=True),
+    "state-emptied": Breakage(_state(f": >{STATE}/state.json"), ends_daemon=True),
+    "state-truncated": Breakage(_state(f"truncate -s 100 {STATE}/state.json"), ends_daemon=True),
+    "plan-lost": Breakage(_state(f"rm -f {STATE}/plan.json"), ends_daemon=True),
+    "all-state-lost": Breakage(_state(f"rm -rf {STATE}/*"), ends_daemon=True),
+    # the node
+    "reboot": Breakage(switched(_reboot), ends_daemon=True),
+    "hard-reboot": Breakage(switched(_hard_reboot), ends_daemon=True),
+    "power-cut": Breakage(switched(_power_cut), switched(_power_on), ends_daemon=True, weight=2),
+    "frozen": Breakage(lab_fault("frozen", True), lab_fault("frozen", False), ends_daemon=True),  # the watchdog
+    "disk-full": Breakage(lab_fault("disk-full", True), lab_fault("disk-full", False)),
+    "stale-worker": Breakage(lab_fault("stale-worker", True), lab_fault("stale-worker", False)),
+    "shm-leftovers": Breakage(lab_fault("shm-leftovers", True), lab_fault("shm-leftovers", False)),
+    "weights-away": Breakage(sh(WEIGHTS_AWAY), sh(WEIGHTS_BACK), weight=0.5),
+    # the link
+    "link-down": Breakage(_link(False), _link(True), weight=2),
+    **{
+        name: Breakage(lab_fault(name, True), lab_fault(name, False))
+        for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
+    },
+    # the operator, at a bad moment
+    "operator-stop": Breakage(sh("sparkd stop"), sh("sparkd start")),
+    "operator-restart": Breakage(sh("sparkd restart")),
+    "operator-start": Breakage(sh("sparkd start")),
+    "operator-clean": Breakage(sh("sparkd clean")),
+    # what the simulated engine can be made to do
+    **{
+        name: Breakage(lab_fault(name, True), lab_fault(name, False), simulated=True, weight=0.5)
+        for name in faults.engine_faults() or {}
+    },
+}
+
+
+def catalogue(*, real_engine: bool) -> dict[str, Breakage]:
+    return {name: breakage for name, breakage in BREAKAGES.items() if not (real_engine and breakage.simulated)}
+
+
+def kinds(breakages: dict[str, Breakage]) -> dict[str, Kind]:
+    """What a schedule is drawn from."""
+    return {
+        name: Kind(lasting=breakage.mend is not None, nodes=breakage.nodes, weight=breakage.weight)
+        for name, breakage in breakages.items()
+    }
+
+
+def mend_everything(pair: Pair) -> None:
+    """Whatever a schedule has left: both nodes on, every fault gone, Docker and sparkd running. Raises LabError."""
+    for node in NODES:
+        with POWER[node]:
+            pair.lab.node(node).group.freeze(False)
+            pair.lab.node(node).power_on()
+    pair.lab.link_up()
+    for node in NODES:
+        faults.mend_all(pair.lab.node(node))
+        for change in (
+            sh("systemctl kill -s CONT docker; pkill -U 0 -CONT '^VLLM::' || :"),
+            sh("systemctl start docker.socket docker"),
+            sh("docker unpause $container 2>/dev/null || :"),
+            sh(WEIGHTS_BACK),
+            sh("systemctl kill -s CONT --kill-who=main sparkd || :"),
+            sh("systemctl start --no-block sparkd"),
+        ):
+            with contextlib.suppress(LabError):
+                change(pair, node)
