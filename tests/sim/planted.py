@@ -354,7 +354,7 @@ WALKED = (
     Mutant(
         "nobody is asked to look",
         "cluster",
-        "        s.doubt and s.phase is Phase.SERVING,\n",
+        "        s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),\n",
         "        False,\n",
         "test_a_hang_is_found_soon",
     ),
@@ -371,6 +371,20 @@ WALKED = (
         "now - max(still_since, s.worked_at)",
         "now - still_since",
         "test_work_between_two_looks",
+    ),
+    Mutant(
+        "a late proof is a failed one",
+        "node",
+        'finding.id == "endpoint.timeout" and serving.may_still_work(s, now)',
+        "False",
+        "test_a_compilation_that_the_proof_sets_off",
+    ),
+    Mutant(
+        "an adopted engine has to be quick",
+        "serving",
+        "limits.hang_blind_max_s if adopted else 0.0",
+        "0.0",
+        "test_sparkd_restarts_while_the_engine_is_busy",
     ),
 )
 
