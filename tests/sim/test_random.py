@@ -17,7 +17,7 @@ from sim.converge import live
 from sim.hunt import hunt
 from sim.schedule import draw, from_text
 
-SEEDS = int(os.environ.get("SPARKD_SIM_SEEDS", "1000"))
+SEEDS = int(os.environ.get("SPARKD_SIM_SEEDS", "600"))
 FRESH = int(os.environ.get("SPARKD_SIM_FRESH", random.SystemRandom().randrange(10**6, 10**9)))
 STEP = 50  # seeds of one test
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.txt"))
