@@ -91,13 +91,15 @@ class Effects:
         self._endpoint = None
 
     def _for_profile(self, profile: str | None) -> None:
-        if profile is not None and profile != self._plan.profile:
-            self._use(plan_for(self.configuration, profile))
+        """None is the configured one: a head that lost its state forgot the profile that a worker still holds."""
+        plan = plan_for(self.configuration, profile)
+        if plan.profile != self._plan.profile:
+            self._use(plan)
 
     def _take_what_others_have(self, others: tuple[str, ...]) -> None:
         """A changed file waits for the operator's `restart`, but where it gives just the plan that another node already
         has, waiting would keep the pair apart for ever. Nothing runs here that it could surprise."""
-        if not self.pending or self._plan.digest in others:
+        if not self.pending or set(others) <= {self._plan.digest}:
             return
         try:
             configuration = load(self.configuration.path)

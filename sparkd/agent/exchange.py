@@ -102,7 +102,8 @@ class HeadExchange(Listening):
         """As it stands, with what only the moment of telling knows."""
         state, now = self._agent.state, monotonic()
         age_s = now - state.proof.at if state.proof is not None and state.intent.serving else None
-        return state.intent.model_copy(update={"head_reason": control.reason(state, now), "proof_age_s": age_s})
+        update = {"head_reason": control.reason(state, now), "proof_age_s": age_s, "at": now}
+        return state.intent.model_copy(update=update)
 
     async def _probe(self) -> None:
         """Silent is either a living host whose agent is away (it refuses), or a host or link that is gone."""

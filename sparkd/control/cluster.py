@@ -7,16 +7,22 @@ permission to leave: a node that left an epoch says so in its report, and the he
 
 from __future__ import annotations
 
-from dataclasses import replace
+from operator import attrgetter
 
 from sparkd.control import backoff
-from sparkd.control.state import Action, NodeState, Note, Peer
+from sparkd.control.state import Action, NodeState, Note, Peer, replace
 from sparkd.model.finding import Cure, Finding, Who, bad
 from sparkd.model.report import Digests, Gate, Intent, Loss, Phase, Progress, Report
 
 FRESH_S = 3.0  # besides the exchange itself: a report older than this does not open a gate
 ARMED_FRESH_S = 60.0  # older than this, what armed a node is checked again before it launches
 DIFFERS_RECHECK_S = 30.0  # armed nodes that differ look again this often: a person may have mended one of them
+SHOWN = (
+    *("plan_digest", "image_id", "weights_digest", "driver"),
+    *("head_phase", "blocked", "head_boot_id", "version", "serving", "progress", "doubt"),
+)
+_shown = attrgetter(*SHOWN)
+NO_PROGRESS = Progress()
 # Findings that say that an engine died but not why: anything more exact that its log tells replaces them.
 VAGUE = frozenset(
     {"engine.lost", "engine.rank-died", "engine.start-timeout"}
@@ -43,6 +49,8 @@ def lead(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
 
 def _learn(s: NodeState) -> NodeState:
     """What ended the last epoch may become clearer when the node that lost it has read its engine's log."""
+    if s.ended is None:
+        return s
     for loss in (s.loss, *(report.loss for _, report in _reports(s))):
         if s.ended and loss and loss.epoch == s.ended.epoch and says_more(loss.finding, s.ended.finding):
             s = replace(s, ended=loss)
@@ -139,7 +147,10 @@ def _set_gate(s: NodeState, gate: Gate, says: str, now: float) -> tuple[NodeStat
 
 
 def _reports(s: NodeState) -> list[tuple[int, Report]]:
-    return [(rank, peer.report) for rank, peer in sorted(s.peers.items()) if peer.report is not None]
+    known = s.peers.items()
+    return [
+        (rank, peer.report) for rank, peer in (sorted(known) if len(known) > 1 else known) if peer.report is not None
+    ]
 
 
 def _is_fresh(s: NodeState, peer: Peer, now: float) -> bool:
@@ -285,19 +296,13 @@ def backoff_reason(s: NodeState, now: float) -> str:
 def publish(s: NodeState) -> NodeState:
     """The intent as workers get it: what is wanted, and what they show of the head."""
     proven = s.phase is Phase.SERVING and s.proof is not None and s.proof.epoch == s.epoch
-    intent = s.intent.model_copy(
-        update={
-            "plan_digest": s.digests.plan,
-            "image_id": s.digests.image,
-            "weights_digest": s.digests.weights,
-            "driver": s.digests.driver,
-            "head_phase": s.phase,
-            "blocked": s.blocked if s.phase is Phase.BLOCKED else None,
-            "head_boot_id": s.me.boot_id,
-            "version": s.me.version,
-            "serving": proven and s.intent.epoch == s.epoch,
-            "progress": s.progress if s.phase.has_engine else Progress(),
-            "doubt": s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),
-        }
+    shown = (
+        *(s.digests.plan, s.digests.image, s.digests.weights, s.digests.driver),
+        *(s.phase, s.blocked if s.phase is Phase.BLOCKED else None),
+        *(s.me.boot_id, s.me.version),
+        *(proven and s.intent.epoch == s.epoch, s.progress if s.phase.has_engine else NO_PROGRESS),
+        s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),
     )
-    return s if intent == s.intent else replace(s, intent=intent)
+    if shown == _shown(s.intent):
+        return s
+    return replace(s, intent=s.intent.model_copy(update=dict(zip(SHOWN, shown, strict=True))))

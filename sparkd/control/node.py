@@ -27,7 +27,7 @@ what is left of one that it cannot.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from sparkd.control import backoff, cluster, serving
@@ -63,6 +63,7 @@ from sparkd.control.state import (
     Tell,
     Tick,
     Told,
+    replace,
 )
 from sparkd.model.finding import Cure, Finding, Who, bad
 from sparkd.model.report import Gate, Intent, Loss, Phase, Progress, Report, Saved
@@ -90,6 +91,16 @@ TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
     Phase.BLOCKED: (Phase.IDLE,),
 }
 
+LEAVING = frozenset((*PREPARING, Phase.ARMED, Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING))
+# What `saved` and `report` are made from: where none of it changed, neither is made to be compared.
+SAVED_FROM = attrgetter(
+    *("intent", "phase", "epoch", "launch", "loss", "blocked", "blocked_by_check", "blocked_fingerprint"),
+    *("restarts_used", "generation"),
+)
+REPORTED_FROM = attrgetter(
+    *("phase", "epoch", "digests", "launch", "loss", "blocked", "waiting", "progress"),
+)
+
 MOVES_MAX = 20  # one event makes one or two moves; this many are a circle
 RECHECK_S = 1.0  # between two looks at something that comes by itself, or at the inputs of a blocked node
 
@@ -104,8 +115,9 @@ def begin(me: Me) -> NodeState:
 def step(state: NodeState, event: Event, now: float) -> Steps:
     """What becomes of the node, and what it asks for, in order. What must survive is saved before anything acts on it."""
     new, actions = absorb(state, event, now)
+    is_head = state.me.is_head
     for _ in range(MOVES_MAX):
-        if new.me.is_head:
+        if is_head:
             new, notes = cluster.lead(new, now)
             actions += notes
         moved = advance(new, now)
@@ -115,24 +127,38 @@ def step(state: NodeState, event: Event, now: float) -> Steps:
         actions += more
     else:
         raise AssertionError(f"{event} sets the node going round in circles (now {new.phase})")
-    if new.me.is_head:
+    if is_head:
         new = cluster.publish(new)
-    if saved(new) != saved(state):
+    if new is state:  # most turns: time passed, or a message said what was known
+        return new, actions
+    if SAVED_FROM(new) != SAVED_FROM(state) and saved(new) != saved(state):
         actions.insert(0, Save(saved(new)))
-    told = new.intent != state.intent if new.me.is_head else report(new) != report(state)
-    if told:
+    if _told_changes(state, new):
         actions.append(Tell())
     return new, actions
+
+
+def _told_changes(state: NodeState, new: NodeState) -> bool:
+    if new.me.is_head:
+        return new.intent is not state.intent and new.intent != state.intent
+    return REPORTED_FROM(new) != REPORTED_FROM(state) and report(new) != report(state)
 
 
 # --- absorbing what happened -------------------------------------------------------------------
 
 
 def absorb(s: NodeState, event: Event, now: float) -> Steps:
-    """Remember what happened. Facts about an epoch that is not this launch's are about the past: dropped."""
+    """Remember what happened (the most frequent first). Facts about an epoch that is not this launch's are about the past:
+    dropped."""
     match event:
         case Tick():
             return s, []
+        case Heard(report=told) if told.rank in s.me.workers and not _older(
+            told, s.peers.get(told.rank, Peer()).report
+        ):
+            return serving.noticed(_met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), now), []
+        case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
+            return _told(s, intent, now)
         case Started():
             return _started(s, event, now)
         case Done() | Failed():
@@ -140,7 +166,9 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case EngineSeen(epoch=epoch, findings=findings) if _living(s, epoch):
             if findings:
                 return lose(s, findings[0], now)
-            note = Note("engine.verified", "the engine lives; its argv and environment, as the kernel has them, equal the plan")
+            note = Note(
+                "engine.verified", "the engine lives; its argv and environment, as the kernel has them, equal the plan"
+            )
             return replace(s, launch=Launch(epoch, seen=True, adopted=bool(s.launch and s.launch.adopted))), [note]
         case EngineReady(epoch=epoch) if _living(s, epoch):
             return replace(s, ready=True), []
@@ -154,10 +182,6 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
             return serving.noticed(replace(s, vitals=vitals, vitals_at=now), now), []
         case CanaryBack():
             return serving.canary_back(s, event, now)
-        case Heard(report=told) if told.rank in s.me.workers:
-            return serving.noticed(_met(s, told.rank, "yes", now, report=told, heard_at=now, objection=None), now), []
-        case Told(intent=intent) if not s.me.is_head:
-            return _told(s, intent, now)
         case Silent(rank=rank, reach=reach, finding=finding):
             return _met(s, rank, reach, now, objection=finding), []
         case Asked() if s.me.is_head:
@@ -165,6 +189,17 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case Inputs() if s.phase is Phase.BLOCKED:
             return _inputs(s, event)
     return s, []
+
+
+def _older(told: Report | Intent, known: Report | Intent | None) -> bool:
+    """Whether it was said before what is known, by the same boot of the same node. The transport keeps the order; should a
+    word ever come late or again, it must neither undo a newer one nor count as a sign of life. (0: an older sparkd, which does
+    not say when.)"""
+    if isinstance(known, Report) and isinstance(told, Report):
+        return 0 < told.at < known.at and told.boot_id == known.boot_id
+    if isinstance(known, Intent) and isinstance(told, Intent):
+        return 0 < told.at < known.at and told.head_boot_id == known.head_boot_id
+    return False
 
 
 def _met(s: NodeState, rank: int, reach: str, now: float, **learned: Any) -> NodeState:
@@ -210,16 +245,18 @@ def _started(s: NodeState, event: Started, now: float) -> Steps:
     if s.me.is_head:
         s = _resume_intent(s, was, same_boot, now)
     launched = was.launch_epoch if same_boot else None
-    if launched is None and found:
-        says = f"an engine of epoch {max(found)} lives here that this node does not remember"
-        return _end_leftover(s, max(found), bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
+    if launched is not None and launched == s.epoch and launched in event.intact and not _left(s):
+        return _adopt(s, was)
+    strange = sorted({*found} - {launched}, reverse=True)  # the file is older or newer than what runs, or lost
+    if strange:
+        says = f"an engine of epoch {strange[0]} lives here that this node does not remember"
+        ended = (*strange, launched) if launched is not None else tuple(strange)
+        return _end_leftovers(s, ended, bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
     if launched is None:
         return _booted(s, was) if was.launch_epoch is not None else (s, [])
-    if launched == s.epoch and launched in event.intact and not _left(s):
-        return _adopt(s, was)
     part = "only a part of it still lives" if launched in event.broken else "nothing of it lives any more"
     says = f"the engine of epoch {launched} died while sparkd was away: {part}"
-    return _end_leftover(s, launched, bad("engine.lost", says, cure=Cure.RELAUNCH), now)
+    return _end_leftovers(s, (launched,), bad("engine.lost", says, cure=Cure.RELAUNCH), now)
 
 
 def _resume_intent(s: NodeState, was: Saved, same_boot: bool, now: float) -> NodeState:
@@ -248,12 +285,12 @@ def _adopt(s: NodeState, was: Saved) -> Steps:
     return s, [note]
 
 
-def _end_leftover(s: NodeState, epoch: int, finding: Finding, now: float) -> Steps:
-    """What is left of a launch is stopped before anything else, whether or not another epoch is wanted."""
+def _end_leftovers(s: NodeState, epochs: tuple[int, ...], finding: Finding, now: float) -> Steps:
+    """What is left of any launch is stopped before anything else, whether or not another epoch is wanted."""
     notes: list[Action] = []
-    if epoch == s.epoch:
+    if s.epoch in epochs:
         s, notes = lose(s, finding, now)
-    return replace(s, phase=Phase.STOPPING, launch=Launch(epoch)), notes
+    return replace(s, phase=Phase.STOPPING, launch=Launch(epochs[0]), leftovers=epochs[1:]), notes
 
 
 def _booted(s: NodeState, was: Saved) -> Steps:
@@ -367,6 +404,9 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
 
 def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Action]) -> Steps:
     """The engine is gone from this node. What its log said may tell more than the death did."""
+    if s.leftovers:
+        s, asked = _ask(replace(s, launch=Launch(s.leftovers[0]), leftovers=s.leftovers[1:]), Phase.STOPPING, now)
+        return s, [*notes, *asked]
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
     s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
     s = replace(s, unanswered_since=None, doubt=False, vitals=None)
@@ -405,8 +445,7 @@ def _wanted(s: NodeState) -> int | None:
 
 def advance(s: NodeState, now: float) -> Steps | None:
     """One move that follows from the state alone, or None when nothing follows."""
-    leaving = s.phase in (*PREPARING, Phase.ARMED) or s.phase.has_engine
-    if leaving and (_wanted(s) != s.epoch):
+    if s.phase in LEAVING and _wanted(s) != s.epoch:
         return _leave(s, now)
     return ADVANCE[s.phase](s, now)
 
@@ -622,7 +661,7 @@ def report(s: NodeState) -> Report:
 def report_now(s: NodeState, now: float) -> Report:
     """The report as it goes out, with what only the moment of telling knows. Of these nothing makes a new report by itself."""
     vitals = serving.own_vitals(s, now)
-    return report(s).model_copy(update={"reason": reason(s, now), "vitals": vitals})
+    return report(s).model_copy(update={"reason": reason(s, now), "vitals": vitals, "at": now})
 
 
 def saved(s: NodeState) -> Saved:

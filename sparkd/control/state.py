@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sparkd.model.cluster import Limits
 from sparkd.model.finding import Finding
 from sparkd.model.report import Digests, Intent, Loss, Phase, Progress, Proof, Report, Saved, Vitals
+
+State = TypeVar("State")
+
+if TYPE_CHECKING:  # checked by mypy as what it stands for
+    from dataclasses import replace as replace
+else:
+
+    def replace(value: State, /, **changes: Any) -> State:
+        """`dataclasses.replace`, which runs every field through `__init__`: with forty fields of which an event changes two,
+        that was the larger part of a turn."""
+        new = object.__new__(type(value))
+        new.__dict__.update(value.__dict__, **changes)
+        return new
+
 
 # --- what a node remembers ---------------------------------------------------------------------
 
@@ -88,6 +102,7 @@ class NodeState:
     busy: bool = False
     digests: Digests = field(default_factory=Digests)
     launch: Launch | None = None
+    leftovers: tuple[int, ...] = ()  # epochs of which something lived when the daemon started: stopped after `launch`
     ready: bool = False  # the endpoint of this launch listens
     progress: Progress = field(default_factory=Progress)
     proof: Proof | None = None

@@ -34,7 +34,10 @@ class Phase(StrEnum):
     @property
     def has_engine(self) -> bool:
         """An engine of the current epoch lives, or may live, in this phase."""
-        return self in (Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING)
+        return self in _WITH_ENGINE
+
+
+_WITH_ENGINE = frozenset((Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING))
 
 
 class Gate(StrEnum):
@@ -115,6 +118,7 @@ class Report(Frozen):
     blocked: Finding | None = None
     waiting: Finding | None = None
     progress: Progress = Progress()
+    at: Measure = 0.0  # when it was said: seconds on the node's monotonic clock, which orders what is said within one boot
     vitals: Vitals | None = None  # while the head asks for them (`Intent.doubt`)
 
 
@@ -140,6 +144,7 @@ class Intent(Frozen):
     serving: bool = False  # the epoch has a proof no older than the canary allows
     proof_age_s: Measure | None = None
     progress: Progress = Progress()
+    at: Measure = 0.0  # when it was said, as in Report
     doubt: bool = False  # work waits and nothing moves: every node looks at its part of the engine
 
 

@@ -1,29 +1,62 @@
-"""One random history: faults, then mending, then what invariant 9 promises."""
+"""One history: faults, then mending, then what invariant 9 promises."""
 
 from __future__ import annotations
 
-from sim.faults import disturb, mend, random_world
+from sim.faults import KINDS, mend
+from sim.schedule import Fault, Schedule, to_text
+from sim.truth import QUICK, Violation
 from sim.world import World
 from sparkd.model.report import Phase
 
 CONVERGED_S = 500.0  # every limit of QUICK one after the other, twice
-CALM_S = 70.0  # then serving must hold: longer than a canary's interval and its answer together
+HOW_TO_KEEP = "The schedule, to be kept in tests/sim/regressions/WHAT-IT-FOUND.txt:"
 
 
-def live(seed: int, faults: int = 12) -> World:
-    """A whole history. Raises Violation where an invariant does not hold."""
-    world = random_world(seed)
-    disturb(world, faults)
+def live(schedule: Schedule) -> World:
+    """A whole history. Raises Violation where an invariant does not hold, with the trace and the schedule."""
+    world = begin(schedule)
+    try:
+        run(world)
+    except Violation as broken:
+        raise Violation(broken.invariant, broken.what, f"{broken}\n\n{HOW_TO_KEEP}\n{to_text(schedule)}") from None
+    except Exception as error:  # control is to decide whatever happens: an exception is as bad as a wrong act
+        message = "\n".join([*world.lines(), f"{type(error).__name__}: {error}", "", HOW_TO_KEEP, to_text(schedule)])
+        raise Violation(0, f"{type(error).__name__}: {error}", message) from error
+    return world
+
+
+def begin(schedule: Schedule) -> World:
+    """The world at its first moment; `run` lets it go on. Apart, so that the trace can be had of a history that fails."""
+    setup = schedule.setup
+    limits = QUICK.model_copy(update={"restarts_max": setup.budget})
+    world = World(setup.nodes, seed=setup.seed, limits=limits, load_s=setup.load_s, survives_s=setup.survives_s)
+    messages = world.messages
+    messages.lost, messages.late, messages.twice, messages.harsh = setup.lost, setup.late, setup.twice, setup.harsh
+    for host, at_s in zip(world.hosts, setup.boots, strict=True):
+        world.after(at_s, lambda host=host: world.power_on(host, docker_s=host.rng.uniform(0, 8)))  # type: ignore[misc]
+    for fault in schedule.faults:
+        world.after(fault.at, lambda fault=fault: _happens(world, fault))  # type: ignore[misc]
+    world.faults_end_at = max([*setup.boots, *(fault.at for fault in schedule.faults)]) + 1.0
+    return world
+
+
+def _happens(world: World, fault: Fault) -> None:
+    KINDS[fault.kind].do(world, world.hosts[fault.host % len(world.hosts)], **dict(fault.parameters))
+
+
+def run(world: World) -> None:
+    world.run(world.faults_end_at)
     mend(world)
     if not world.run_until(lambda: at_rest(world) is not None, CONVERGED_S):
-        world.fail(f"the faults ended, and after {CONVERGED_S:.0f} s the nodes do not serve")
-    return world
+        world.fail(9, f"the faults ended, and after {CONVERGED_S:.0f} s the nodes do not serve")
 
 
 def at_rest(world: World) -> str | None:
     """Where the history may end: serving and answering on every node, or blocked because the budget is spent."""
     head = world.head.state
-    if world.serving() and head is not None and world.engines.answer(head.epoch) == "ok":
-        return "serving"
-    spent = head is not None and head.phase is Phase.BLOCKED and head.restarts_used > world.limits.restarts_max
+    if head is None:
+        return None
+    if head.phase is Phase.SERVING:
+        return "serving" if world.serving() and world.engines.answer(head.epoch) == "ok" else None
+    spent = head.phase is Phase.BLOCKED and head.restarts_used > world.limits.restarts_max
     return "budget spent" if spent else None

@@ -23,11 +23,12 @@ from sparkd.control.state import (
     Stop,
 )
 from sparkd.model.finding import Cure, Finding, bad
-from sparkd.model.report import Phase, Proof
+from sparkd.model.report import Digests, Phase, Proof
 
 if TYPE_CHECKING:
     from sim.world import World
 
+PORT_TAKEN = bad("port.taken", "held by someone else: port 8000 by nginx (pid 4711)", cure=Cure.PERSON)
 DURATION_S = {
     Phase.PREFLIGHT: (0.2, 1.0),
     Phase.CLEAN: (0.3, 1.5),
@@ -44,6 +45,7 @@ def carry_out(world: World, host: Host, action: Action) -> None:
             _enqueue(world, host, _prepare(world, host, action))
         case Start():
             world.starts[host.name].append(action.epoch)
+            host.launched.add(action.epoch)
             world.invariants.is_staged(host, action.epoch)
             _enqueue(world, host, _start(world, host, action))
         case Stop():
@@ -54,9 +56,20 @@ def carry_out(world: World, host: Host, action: Action) -> None:
         case Canary():
             _canary(world, host, action)
         case Look():
-            world.later(host, world.between(0.05, 0.3), Inputs(f"inputs-{host.inputs}", host.bad_input))
+            _look(world, host)
         case Reload():
-            pass
+            host.loaded = host.digests.plan
+
+
+def _look(world: World, host: Host) -> None:
+    """A configuration that was mended is taken: nothing runs that it could surprise."""
+    host.loaded = host.digests.plan
+    finding = host.bad_input or (PORT_TAKEN if host.port_taken else None)
+    world.later(host, host.rng.uniform(0.05, 0.3), Inputs(f"inputs-{host.inputs}", finding))
+
+
+def _plan(plan: str, profile: str | None) -> str:
+    return f"{plan}+{profile}" if profile else plan
 
 
 def _enqueue(world: World, host: Host, task: Task) -> None:
@@ -76,11 +89,16 @@ def _next(world: World, host: Host) -> None:
 def _finish(world: World, host: Host, task: Task, life: int) -> None:
     if host.life != life:
         return
+    if host.inbox is not None:
+        host.inbox.append(lambda: _finish(world, host, task, life))
+        return
     outcome = task.end()
     if isinstance(outcome, float):
         world.after(outcome, lambda: _finish(world, host, task, life))
         return
     host.lane_busy = False
+    if host.slow > 1 and world.half_open():
+        world.blame(world.epoch_wanted(), f"{host.name} is too slow to start in time")
     if isinstance(outcome, Failed) and world.half_open():  # looked at again after the barrier opened: others may run
         world.blame(world.epoch_wanted(), outcome.finding.says)
     world.deliver(host, outcome)
@@ -94,7 +112,7 @@ def _planted(host: Host, step: str) -> Finding | None:
 
 
 def _duration(world: World, host: Host, phase: Phase) -> Callable[[], float]:
-    return lambda: world.between(*DURATION_S[phase]) * host.slow
+    return lambda: host.rng.uniform(*DURATION_S[phase]) * host.slow
 
 
 def _prepare(world: World, host: Host, action: Prepare) -> Task:
@@ -103,13 +121,23 @@ def _prepare(world: World, host: Host, action: Prepare) -> Task:
         if finding is not None:
             return Failed(action.ticket, finding)
         if action.phase is Phase.STAGE:
-            host.staged = action.epoch
+            host.staged, host.kept_plan = action.epoch, (host.loaded, host.profile)
         if action.phase is Phase.PREFLIGHT:
-            host.prepared = host.digests
-            return Done(action.ticket, "every check is good", digests=host.digests)
+            host.prepared = _read_inputs(host, action)
+            return Done(action.ticket, "every check is good", digests=host.prepared)
         return Done(action.ticket)
 
     return Task(action.phase, _duration(world, host, action.phase), end)
+
+
+def _read_inputs(host: Host, action: Prepare) -> Digests:
+    """As agent/effects.py takes plans: the asked profile, and a changed file where it gives what another node has."""
+    host.profile = action.profile
+    pending = host.digests.plan != host.loaded
+    differs = not set(action.others) <= {_plan(host.loaded, host.profile)}
+    if pending and differs and _plan(host.digests.plan, host.profile) in action.others:
+        host.loaded = host.digests.plan
+    return host.digests.model_copy(update={"plan": _plan(host.loaded, host.profile)})
 
 
 def _unfit(world: World, host: Host, phase: Phase) -> Finding | None:
@@ -130,17 +158,25 @@ def _clean(world: World, host: Host, action: Prepare) -> Task:
         nonlocal began_at
         began_at = world.now
         took_s = _duration(world, host, Phase.CLEAN)()
-        if host.engine is None and host.spawning is None:
+        if host.engine is None and host.spawning is None and not host.stale:
             return took_s
-        boot, stop_s = host.boot, host.stop_s()
+        boot, stop_s, strangers = host.boot, host.stop_s(), host.strangers
         world.invariants.stale_killed(host)
-        world.after(stop_s, lambda: world.engines.end_engine(host, None) if host.boot == boot else None)
+
+        def ended() -> None:
+            if host.boot == boot:
+                world.engines.end_engine(host, None)
+                world.invariants.strangers_live(host, strangers)
+
+        world.after(stop_s, ended)
         return took_s + stop_s
 
     def end() -> Event | float:
         finding = _planted(host, Phase.CLEAN)
         if finding is not None:
             return Failed(action.ticket, finding)
+        if host.port_taken:
+            return Failed(action.ticket, PORT_TAKEN)
         if world.now >= host.memory_at:
             return Done(action.ticket)
         if world.now - began_at < MEMORY_WAIT_MAX_S:
@@ -159,7 +195,7 @@ def _start(world: World, host: Host, action: Start) -> Task:
         if finding is not None:
             world.blame(action.epoch, finding.says)
             return Failed(action.ticket, finding)
-        boot, appears_s = host.boot, world.between(0.2, 0.4)
+        boot, appears_s = host.boot, host.rng.uniform(0.2, 0.4)
         host.spawning = action.epoch
         world.after(appears_s, lambda: world.engines.spawn(host, action.epoch) if host.boot == boot else None)
         wrong = _planted(host, "argv")
@@ -172,7 +208,9 @@ def _start(world: World, host: Host, action: Start) -> Task:
 
 def _seen(world: World, host: Host, epoch: int, life: int, wrong: Finding | None) -> None:
     engine = host.engine
-    if host.life == life and engine is not None and engine.epoch == epoch and engine.top:
+    if host.inbox is not None and host.life == life:
+        host.inbox.append(lambda: _seen(world, host, epoch, life, wrong))
+    elif host.life == life and engine is not None and engine.epoch == epoch and engine.top:
         if wrong is not None:
             world.blame(epoch, wrong.says)
         world.deliver(host, EngineSeen(epoch, (wrong,) if wrong else ()))
@@ -199,6 +237,9 @@ def _prove(world: World, host: Host, action: Prove) -> None:
     def done(met: str) -> None:
         if host.life != life:
             return
+        if host.inbox is not None:
+            host.inbox.append(lambda: done(met))
+            return
         planted = _planted(host, "prove")
         if planted is not None:
             world.blame(action.epoch, planted.says)
@@ -213,7 +254,9 @@ def _canary(world: World, host: Host, action: Canary) -> None:
     life = host.life
 
     def done(met: str) -> None:
-        if host.life == life:
+        if host.life == life and host.inbox is not None:
+            host.inbox.append(lambda: done(met))
+        elif host.life == life:
             finding = _unanswered(met)
             proof = None if finding else Proof(epoch=action.epoch, at=world.clock(host), says="a canary answered")
             world.deliver(host, CanaryBack(action.ticket, proof, finding))

@@ -38,12 +38,14 @@ class Engines:
         host.spawning = None
         self.world.invariants.before_spawn(host, number)
         host.engine = Engine(number, host.prepared, flaw=host.bad_engine)
+        if host.doomed:
+            self.world.after(host.doomed.pop(0), lambda: self.kill(host, number, "all", "dies while it starts"))
         host.autopsy.pop(number, None)
         epoch = self._attempt(host, number)
         epoch.spawns[host.rank] = self.world.now
         if host.bad_engine is not None:
             self.world.blame(number, host.bad_engine.says)
-            self.world.after(self.world.between(3, 10), lambda: self._dies_of_flaw(host, number))
+            self.world.after(host.rng.uniform(3, 10), lambda: self._dies_of_flaw(host, number))
         ranks = [
             h.engine for h in self.world.hosts if h.engine is not None and h.engine.whole and h.engine.epoch == number
         ]
@@ -55,8 +57,7 @@ class Engines:
         """A number names one attempt for ever, unless every node that knew it has lost its state."""
         epoch = self.world.epoch(number)
         if host.rank in epoch.spawns:
-            if not self.world.forgetful:
-                self.world.fail(f"epoch {number} starts a second time on {host.name}")
+            self.world.invariants.number_is_new(host, number)
             if not any(h.engine and h.engine.epoch == number for h in self.world.hosts if h is not host):
                 epoch = self.world.epochs[number] = Epoch(number, blames=epoch.blames)
         return epoch
@@ -71,7 +72,7 @@ class Engines:
         engine = self.world.head.engine
         if engine is None or engine.epoch != epoch.number or epoch.torn_in_init:
             return  # a peer that died during init leaves the head hanging silently
-        if not all(h.up and h.link for h in self.world.hosts):
+        if not all(h.up and self.world.linked(h, self.world.head) for h in self.world.hosts):
             self.world.after(1.0, lambda: self._loaded(epoch))
             return
         engine.ready = True
@@ -95,7 +96,7 @@ class Engines:
         if engine.gone:
             host.engine = None
         elif not engine.rank:
-            self.world.after(self.world.between(0.5, 2.5), lambda: self.kill(host, number, "top", "follows its rank"))
+            self.world.after(host.rng.uniform(0.5, 2.5), lambda: self.kill(host, number, "top", "follows its rank"))
         says = f"the engine's {what} was killed by signal 9"
         self.world.later(host, 0.01, EngineGone(number, bad("engine.rank-died", says, cure=Cure.RELAUNCH)))
 
@@ -117,6 +118,10 @@ class Engines:
             self.died(host, engine)
             self.world.epoch(engine.epoch).torn = True
             host.engine = None
+        if number is None:
+            host.stale.clear()
+        else:
+            host.stale.discard(number)
 
     def answer(self, number: int) -> str:
         """What a request sent now would meet: "ok", "error" (500 or refused) or "hang"."""

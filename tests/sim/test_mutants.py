@@ -1,430 +1,85 @@
 """No guard without a dead mutant: each guard of control is broken in a copy, and the simulation has to catch it.
 
-A mutant is one textual replacement in a copy of `sparkd/control`, run in a process of its own. It is dead when a walk (or
-the unit test named) fails with an assertion, not with any other error.
+A mutant is one textual replacement in a copy of `sparkd/control`, run in a process of its own. It is dead when the walk or the
+schedule that is named with it fails with an assertion, not with any other error. Ten that matter most have to be found by
+random schedules alone. And each of the ten invariants is broken by one of them, so that none is a check that cannot fail.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-import sim
-import sparkd
+from sim.cli import row
+from sim.planted import MUTANTS, SHOWS, TEN, WALKED, Mutant, plant, search
 
 CAUGHT = 3  # exit status of a scenario that ended with an assertion
-LIMIT_S = 120
-
-
-class Mutant(NamedTuple):
-    name: str
-    file: str
-    was: str
-    becomes: str
-    walk: str  # a function of test_walks, or "seed N [FAULTS]"
-
-
-MUTANTS = (
-    # the barrier
-    Mutant(
-        "opens unarmed",
-        "cluster",
-        "<= ARMED_FRESH_S and _all_ready(s, now)",
-        "<= ARMED_FRESH_S",
-        "test_the_worker_loses_power",
-    ),
-    Mutant(
-        "head before worker",
-        "cluster",
-        "s.intent.gate is Gate.WORKERS and all(_alive(s, rank, now) for rank in s.me.workers)",
-        "s.intent.gate is Gate.WORKERS",
-        "test_both_boot_and_the_link_comes_late",
-    ),
-    Mutant(
-        "old report of a living engine",
-        "cluster",
-        "report is not None and _is_fresh(s, peer, now) and report.epoch",
-        "report is not None and report.epoch",
-        "test_one_of_three_loses_power_before_the_head_launches",
-    ),
-    Mutant(
-        "digests may differ",
-        "cluster",
-        "if ours != other:",
-        "if not ours:",
-        "test_nodes_that_differ_wait_and_look_again",
-    ),
-    Mutant(
-        "digests may change after arming",
-        "node",
-        "if differs is not None:",
-        "if False:",
-        "test_what_was_armed_long_ago_is_checked_again",
-    ),
-    Mutant(
-        "armed for ever",
-        "node",
-        "now - s.since > cluster.ARMED_FRESH_S and not s.me.is_head",
-        "False",
-        "test_what_was_armed_long_ago_is_checked_again",
-    ),
-    Mutant(
-        "never looks again",
-        "cluster",
-        "DIFFERS_RECHECK_S = 30.0",
-        "DIFFERS_RECHECK_S = 1e9",
-        "test_nodes_that_differ_wait_and_look_again",
-    ),
-    Mutant(
-        "barrier stays open over a restart",
-        "node",
-        "kept = same_boot and (",
-        "kept = same_boot or (",
-        "test_the_heads_sparkd_restarts_between_the_barrier_and_its_launch",
-    ),
-    Mutant(
-        "the head looks again behind its barrier",
-        "cluster",
-        "    if s.intent.gate is not Gate.CLOSED:\n        return False\n",
-        "",
-        "seed 50300 30",
-    ),
-    # the end of an epoch
-    Mutant(
-        "a worker's loss is ignored",
-        "cluster",
-        "if report.loss is not None and report.loss.epoch == i.epoch:",
-        "if False:",
-        "test_a_rank_dies_idle_on_the_worker",
-    ),
-    Mutant(
-        "a worker that left is ignored",
-        "cluster",
-        "i.gate is Gate.ALL and not report.engine_alive",
-        "False",
-        "test_a_worker_that_lost_power_and_memory",
-    ),
-    Mutant(
-        "a death is ignored",
-        "node",
-        "case EngineGone(epoch=epoch, finding=finding) if _living(s, epoch):",
-        "case EngineGone(epoch=epoch, finding=finding) if False:",
-        "test_a_rank_dies_idle_on_the_worker",
-    ),
-    Mutant(
-        "not told at once",
-        "node",
-        "    if told:\n",
-        "    if False:\n",
-        "test_a_rank_dies_idle_on_the_worker",
-    ),
-    Mutant(
-        "a lost epoch goes on here",
-        "node",
-        "    if s.loss is not None and s.loss.epoch >= i.epoch:\n        return None\n",
-        "",
-        "test_the_head_loses_power",
-    ),
-    Mutant(
-        "a number twice", "cluster", "epoch = max(seen) + 1", "epoch = max(seen)", "test_a_rank_dies_idle_on_the_head"
-    ),
-    Mutant(
-        "an older word is followed",
-        "node",
-        "or i.epoch < max(s.epoch, 1)",
-        "or i.epoch < 1",
-        "seed 12",
-    ),
-    Mutant(
-        "a reused number is not seen",
-        "node",
-        "if intent.gate is Gate.CLOSED and _living(s, intent.epoch):",
-        "if False:",
-        "test_a_head_that_lost_state_and_engine_learns_the_number_from_the_worker",
-    ),
-    # silence
-    Mutant(
-        "a refused connection ends the worker's half",
-        "node",
-        'head.reach != "unreachable"',
-        'head.reach == "yes"',
-        "test_a_daemon_that_stays_away_leaves_the_engine_alone",
-    ),
-    Mutant(
-        "five seconds of silence end the worker's half",
-        "node",
-        "now - head.since <= s.me.limits.link_loss_max_s",
-        "now - head.since <= 1.0",
-        "test_the_link_drops_for_five_seconds",
-    ),
-    Mutant(
-        "silence alone ends the head's half",
-        "serving",
-        "now - peer.since > s.me.limits.link_loss_max_s and alive_at <= peer.since",
-        "now - peer.since > 1.0",
-        "test_the_link_drops_for_five_seconds",
-    ),
-    Mutant(
-        "silence never ends the worker's half",
-        "node",
-        "    head = s.peers.get(0)\n",
-        "    head = None\n",
-        "test_the_head_loses_power",
-    ),
-    Mutant(
-        "silence during a start is borne for ever",
-        "cluster",
-        "return _vanished(s, now)",
-        "return None",
-        "test_the_worker_loses_power_while_the_head_loads",
-    ),
-    # time-outs, hangs, proofs
-    Mutant("start without limit", "node", "> s.me.limits.start_max_s", "> 1e9", "test_an_engine_that_never_appears"),
-    Mutant("load without limit", "node", "> s.me.limits.load_max_s", "> 1e9", "test_an_engine_that_never_listens"),
-    Mutant(
-        "canaries are not believed",
-        "serving",
-        "unanswered_since=sent_at if first else s.unanswered_since",
-        "unanswered_since=None",
-        "test_the_engine_hangs",
-    ),
-    Mutant("no canaries", "serving", "if s.canary_at is None and", "if False and", "test_the_engine_hangs"),
-    Mutant(
-        "resting counters hang",
-        "serving",
-        "max(s.moved_at, min(waits))",
-        "s.moved_at",
-        "test_a_compilation_that_nobody_sees_on_an_idle_engine",
-    ),
-    Mutant(
-        "serves without a proof",
-        "node",
-        "    if s.me.is_head and s.ready:\n        return _enter(s, Phase.PROVING, now, [])",
-        "    if s.me.is_head and s.ready:\n        return _enter(s, Phase.SERVING, now, [])",
-        "test_both_boot_and_the_link_comes_late",
-    ),
-    Mutant(
-        "a stop is asked once",
-        "node",
-        "return None if s.busy or now < s.retry_at else _ask(s, Phase.STOPPING, now)",
-        "return None",
-        "test_a_stop_that_fails_is_asked_again",
-    ),
-    Mutant(
-        "old answers count", "node", "s.busy and event.ticket == s.ticket", "s.busy", "test_restart_while_preparing"
-    ),
-    # the budget and what needs a person
-    Mutant(
-        "no budget",
-        "cluster",
-        "return s.restarts_used > s.me.limits.restarts_max",
-        "return False",
-        "test_crash_loop",
-    ),
-    Mutant("budget forgotten", "node", "restarts_used=was.restarts_used,", "restarts_used=0,", "test_crash_loop"),
-    Mutant(
-        "no delay",
-        "cluster",
-        'wait_s = 0.0 if s.phase is Phase.SERVING else backoff.delay_s(used, s.me.limits, f"{s.me.node}/{i.epoch}")',
-        "wait_s = 0.0",
-        "test_delays_grow_and_serving_refills_the_budget",
-    ),
-    Mutant(
-        "a person's work is tried again",
-        "node",
-        "lost.finding.cure is Cure.PERSON and s.intent.run",
-        "False",
-        "test_what_only_the_log_tells_blocks_after_one_start",
-    ),
-    Mutant(
-        "a bad input is tried again",
-        "node",
-        "if finding.cure is Cure.PERSON:",
-        "if False:",
-        "test_a_missing_script_blocks_and_clears_by_itself",
-    ),
-    Mutant(
-        "blocked for ever",
-        "node",
-        "    if s.blocked_by_check or changed:",
-        "    if False:",
-        "test_a_missing_script_blocks_and_clears_by_itself",
-    ),
-    # the daemon's restart
-    Mutant(
-        "acts before it saves",
-        "node",
-        "actions.insert(0, Save(saved(new)))",
-        "actions.append(Save(saved(new)))",
-        "seed 0",
-    ),
-    Mutant(
-        "never adopts",
-        "node",
-        "and launched in event.intact and",
-        "and False and",
-        "test_sparkd_restarts_while_serving",
-    ),
-    Mutant(
-        "adopts a part",
-        "node",
-        "and launched in event.intact and",
-        "and",
-        "test_a_rank_dies_while_its_daemon_is_away",
-    ),
-    Mutant(
-        "another boot is the same",
-        "node",
-        "same_boot = was.boot_id == s.me.boot_id",
-        "same_boot = True",
-        "test_both_lose_power",
-    ),
-    Mutant(
-        "leftovers live on",
-        "node",
-        "if launched is None and found:",
-        "if False:",
-        "test_a_stale_engine_is_stopped_even_where_nothing_is_wanted",
-    ),
-    Mutant("a stop is forgotten", "node", '"run": was.run,', '"run": True,', "test_stop_and_start"),
-    # the wedge
-    Mutant(
-        "gauges do not count",
-        "serving",
-        "if counters.movement != old.movement or counters.gauges != old.gauges:",
-        "if counters.movement != old.movement:",
-        "test_a_long_prefill_in_chunks",
-    ),
-    Mutant(
-        "tokens do not count",
-        "serving",
-        "if counters.movement != old.movement or counters.gauges != old.gauges:",
-        "if counters.gauges != old.gauges:",
-        "test_a_full_cache_with_progress",
-    ),
-    Mutant(
-        "work is not seen",
-        "wedge",
-        "    if work is not None:\n",
-        "    if False:\n",
-        "test_a_first_shape_compilation",
-    ),
-    Mutant(
-        "a compiler is no work",
-        "wedge",
-        'Sign(Says.WORK, f"a compiler',
-        'Sign(Says.REST, f"a compiler',
-        "test_a_first_shape_compilation",
-    ),
-    Mutant(
-        "power is no work",
-        "wedge",
-        "if v.gpu_watts >= WORKING_W:",
-        "if False:",
-        "test_a_long_prefill_in_one_step_where_the_link_cannot_be_counted",
-    ),
-    Mutant(
-        "what is not known is no doubt",
-        "wedge",
-        "asked and hang and not unknown and",
-        "asked and hang and",
-        "test_a_compilation_on_a_worker_whose_daemon_is_away",
-    ),
-    Mutant(
-        "one limit for all",
-        "wedge",
-        "if asked and s.quiet_s > blind_max_s:",
-        "if asked and s.quiet_s > limits.hang_max_s:",
-        "test_a_compilation_that_nobody_sees_on_an_idle_engine",
-    ),
-    Mutant(
-        "never without a witness",
-        "wedge",
-        "if asked and s.quiet_s > blind_max_s:",
-        "if False:",
-        "test_a_hang_that_nobody_sees",
-    ),
-    Mutant(
-        "work has no end",
-        "wedge",
-        "if asked and s.still_s > max(limits.work_max_s, blind_max_s):",
-        "if False:",
-        "test_a_compilation_without_end",
-    ),
-    Mutant(
-        "nobody is asked to look",
-        "cluster",
-        '"doubt": s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),',
-        '"doubt": False,',
-        "test_a_hang_is_found_soon",
-    ),
-    Mutant(
-        "a spin is no sign",
-        "wedge",
-        "v.gpu_percent >= SPIN_PERCENT and",
-        "False and",
-        "test_a_hang_is_found_soon",
-    ),
-    Mutant(
-        "a late proof is a failed one",
-        "node",
-        'finding.id == "endpoint.timeout" and serving.may_still_work(s, now)',
-        "False",
-        "test_a_compilation_that_the_proof_sets_off",
-    ),
-    Mutant(
-        "an adopted engine has to be quick",
-        "serving",
-        "limits.hang_blind_max_s if adopted else 0.0",
-        "0.0",
-        "test_sparkd_restarts_while_the_engine_is_busy",
-    ),
-    Mutant(
-        "what was seen is forgotten",
-        "serving",
-        "now - max(still_since, s.worked_at)",
-        "now - still_since",
-        "test_work_between_two_looks",
-    ),
-)
+LIMIT_S = 300
+FIRST, BUDGET = 500_000, 600  # seeds in which each of the ten must be found
+SHOWN = Path(__file__).parent / "shows"  # schedules that show a planted bug
 
 SCENARIO = """
 import sys
+from pathlib import Path
 name = sys.argv[1]
 try:
-    if name.startswith("seed "):
+    if name.endswith(".txt"):
         from sim.converge import live
-        live(*map(int, name[5:].split()))
+        from sim.schedule import from_text
+        live(from_text(Path(name).read_text()))
     else:
         from sim import test_walks, test_wedge
         (getattr(test_walks, name, None) or getattr(test_wedge, name))()
 except AssertionError as error:
-    print(str(error).splitlines()[0] if str(error) else repr(error))
+    print(getattr(error, "invariant", ""), str(error).splitlines()[0] if str(error) else repr(error))
     sys.exit({caught})
 """
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
-def test_mutant_dies(mutant: Mutant, tmp_path: Path) -> None:
-    package = Path(sparkd.__file__).parent
-    for part in ("control", "model"):
-        shutil.copytree(package / part, tmp_path / "sparkd" / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(package / "__init__.py", tmp_path / "sparkd")
-    source = tmp_path / "sparkd" / "control" / f"{mutant.file}.py"
-    text = source.read_text()
-    assert mutant.was in text, f"the guard has changed: plant this bug anew ({mutant.was!r})"
-    source.write_text(text.replace(mutant.was, mutant.becomes))
+def act_out(mutant: Mutant, scenario: str, directory: Path) -> str:
+    """What the planted bug led to. Fails where nothing noticed it."""
     done = subprocess.run(
-        [sys.executable, "-c", SCENARIO.format(caught=CAUGHT), mutant.walk],
-        env={"PYTHONPATH": f"{tmp_path}:{Path(sim.__file__).parent.parent}", "PYTHONDONTWRITEBYTECODE": "1"},
-        cwd=tmp_path,
+        [sys.executable, "-c", SCENARIO.format(caught=CAUGHT), scenario],
+        env=plant(mutant, directory),
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
     )
     assert done.returncode == CAUGHT, f"the mutant lives ({done.returncode}): {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _scenario(name: str) -> str:
+    return str(SHOWN / name) if name.endswith(".txt") else name
+
+
+def _id(mutant: Mutant) -> str:
+    return mutant.name.replace(" ", "-")
+
+
+@pytest.mark.parametrize("mutant", WALKED, ids=_id)
+def test_mutant_dies(mutant: Mutant, tmp_path: Path) -> None:
+    act_out(mutant, _scenario(mutant.walk), tmp_path)
+
+
+@pytest.mark.parametrize("invariant", range(1, 11))
+def test_each_invariant_can_be_broken(invariant: int, tmp_path: Path) -> None:
+    name, schedule = SHOWS[invariant]
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    assert act_out(mutant, _scenario(schedule), tmp_path).startswith(f"{invariant} invariant {invariant} (")
+
+
+@pytest.mark.parametrize("mutant", TEN, ids=_id)
+def test_random_schedules_find_what_matters(mutant: Mutant, tmp_path: Path) -> None:
+    found = search(mutant, tmp_path, FIRST, BUDGET)
+    print(row(mutant, found))
+    assert found.seed is not None, f"{mutant.name} lives after {found.tried} schedules"
+
+
+def test_a_guard_that_has_changed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="plant this bug anew"):
+        plant(Mutant("gone", "node", "no such line", "", ""), tmp_path)

@@ -1,47 +1,46 @@
-"""Random histories. A seed that ever failed stays in seeds.txt.
+"""Random histories: a fixed range of seeds, a fresh one for each run, and the schedules that failed once.
 
-SPARKD_SIM_SEEDS=5000 runs that many seeds, SPARKD_SIM_SEEDS=1000-1100 runs these; SPARKD_SIM_FAULTS sets the faults of
-each history. A failure names its seed and shows what happened last.
+SPARKD_SIM_SEEDS=5000 runs that many of each; SPARKD_SIM_FRESH=123 begins the fresh ones at that seed, as the name of a
+test that failed tells it. A failure shows what happened last and the schedule; `scripts/sim --replay SEED --shrink` goes on
+from there.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 from sim.converge import live
+from sim.hunt import hunt
+from sim.schedule import draw, from_text
 
-SEEDS = 200
-FAULTS = 12
-STEP = 25  # seeds of one test
-
-
-def wanted() -> range:
-    first, dash, last = os.environ.get("SPARKD_SIM_SEEDS", str(SEEDS)).partition("-")
-    return range(int(first), int(last)) if dash else range(int(first))
+SEEDS = int(os.environ.get("SPARKD_SIM_SEEDS", "600"))
+FRESH = int(os.environ.get("SPARKD_SIM_FRESH", random.SystemRandom().randrange(10**6, 10**9)))
+STEP = 50  # seeds of one test
+REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.txt"))
 
 
-def kept() -> list[tuple[int, int]]:
-    """Lines of `seed faults  # what it found`."""
-    lines = (Path(__file__).parent / "seeds.txt").read_text().splitlines()
-    words = [line.partition("#")[0].split() for line in lines]
-    return [(int(word[0]), int(word[1])) for word in words if word]
+def _all_hold(first: int, count: int) -> None:
+    tally = hunt(first, count)
+    for seed, _, _ in tally.failures:
+        live(draw(seed))  # again: fails with the trace and the schedule
+    assert tally.schedules == count and tally.virtual_s > 0
 
 
-@pytest.mark.parametrize("first", wanted()[::STEP])
+@pytest.mark.parametrize("first", range(0, SEEDS, STEP))
 def test_random_histories(first: int) -> None:
-    for seed in range(first, min(first + STEP, wanted().stop)):
-        live(seed, int(os.environ.get("SPARKD_SIM_FAULTS", FAULTS)))
+    _all_hold(first, min(STEP, SEEDS - first))
 
 
-@pytest.mark.parametrize(("seed", "faults"), kept())
-def test_seeds_that_failed_once(seed: int, faults: int) -> None:
-    live(seed, faults)
+@pytest.mark.parametrize("first", range(FRESH, FRESH + SEEDS, STEP))
+def test_fresh_random_histories(first: int) -> None:
+    print(f"seeds from {first}: SPARKD_SIM_FRESH={FRESH} runs the same again")
+    _all_hold(first, min(STEP, FRESH + SEEDS - first))
 
 
-def test_a_seed_is_a_whole_history() -> None:
-    first, second = live(7), live(7)
-    assert list(first.trace) == list(second.trace)
-    assert first.notes == second.notes
+@pytest.mark.parametrize("file", REGRESSIONS, ids=lambda file: file.stem)
+def test_schedules_that_failed_once(file: Path) -> None:
+    live(from_text(file.read_text()))

@@ -6,9 +6,10 @@ from sim.faults import BAD_RECIPE, SCRIPT_MISSING, mend_inputs
 from sim.truth import INPUTS, WORKER_STOP_S
 from sim.world import World
 from sparkd.control.backoff import delay_s
+from sparkd.control.state import Told
 from sparkd.model.cluster import Limits
 from sparkd.model.finding import Cure, bad
-from sparkd.model.report import Phase, Saved
+from sparkd.model.report import Gate, Phase, Saved
 
 LOAD_S = 60.0
 PREPARING_S = 5.0  # every step before the barrier, and the launches, in this world
@@ -27,7 +28,7 @@ def until_serving(world: World, limit_s: float) -> float:
     """Seconds until every node serves."""
     began_at = world.now
     if not world.run_until(world.serving, limit_s):
-        world.fail(f"not serving after {limit_s:.0f} s")
+        world.fail(0, f"not serving after {limit_s:.0f} s")
     return world.now - began_at
 
 
@@ -40,7 +41,7 @@ def until_noted(world: World, id: str, limit_s: float) -> str:
     """Go on to the next event of this kind; its sentence."""
     known = len(world.noted(id))
     if not world.run_until(lambda: len(world.noted(id)) > known, limit_s):
-        world.fail(f"no {id} within {limit_s:.0f} s")
+        world.fail(0, f"no {id} within {limit_s:.0f} s")
     return world.noted(id)[-1]
 
 
@@ -628,3 +629,17 @@ def test_a_stale_engine_is_stopped_even_where_nothing_is_wanted() -> None:
     world.run(20)
     assert world.hosts[1].engine is None
     assert world.reasons() == ["stopped by the operator", "stopped by the operator"]
+
+
+def test_a_head_without_memory_is_not_followed_back() -> None:
+    """Whatever lets its word arrive before it has heard our report."""
+    world = serving_world()
+    world.operator("restart")
+    world.run_until(lambda: world.serving() and epoch_of(world) == 2, 200)
+    world.operator("stop")
+    world.run(WORKER_STOP_S + 2)
+    worker = world.hosts[1]
+    assert worker.state is not None and worker.state.phase is Phase.IDLE
+    update = {"run": True, "epoch": 1, "gate": Gate.CLOSED, "head_boot_id": "another boot", "at": 1.0}
+    world.deliver(worker, Told(worker.state.intent.model_copy(update=update)))
+    assert (worker.state.phase, worker.state.epoch) == (Phase.IDLE, 2)

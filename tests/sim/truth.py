@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field
 from sparkd.control.state import Event, NodeState
 from sparkd.model.cluster import Limits
 from sparkd.model.finding import Finding
-from sparkd.model.report import Digests, Saved
+from sparkd.model.report import Digests, Intent, Report, Saved
 
 # Short enough to see many lives in a few virtual minutes; the proportions are those of the defaults.
 QUICK = Limits(
     link_grace_s=30,
+    exchange_s=0.9,  # shorter than a tick: a daemon that exchanges has no idle turns
     link_loss_max_s=20,
     start_max_s=30,
     load_max_s=90,
@@ -38,7 +40,11 @@ WORKER_STOP_S = 11.5  # a headless worker waits for its children
 
 
 class Violation(AssertionError):
-    """An invariant does not hold. The message carries the seed and what happened last."""
+    """An invariant does not hold: its number (0 for a rule of the house that is none of the ten), and what was seen."""
+
+    def __init__(self, invariant: int, what: str, message: str) -> None:
+        super().__init__(message)
+        self.invariant, self.what = invariant, what
 
 
 @dataclass
@@ -86,36 +92,91 @@ class Task:
     end: Callable[[], Event | float]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Trip:
+    """The daemon, or its host, ends between two actions of one step: before or after the `left`-th of a kind."""
+
+    on: str  # the class of the action, or "any"
+    left: int
+    is_after: bool
+    takes_power: bool
+    away_s: float
+    until: float  # not met by then: forgotten
+
+
+@dataclass(eq=False)
+class Exchange:
+    """A worker's exchange with the head: its report goes, the poll is held, the intent comes back."""
+
+    worker: Host
+    life: int
+    began_at: float
+    known: int  # the version of the intent that the worker has
+
+
+@dataclass(eq=False)
 class Host:
     """One machine. What a reboot clears and what a daemon's restart clears is told by `power_off` and `daemon_down`."""
 
     rank: int
     name: str
+    rng: random.Random  # its own: what happens on one host does not shift the chances of another
     boot: int = 0
     up: bool = False
     booted_at: float = 0.0
+    power_changed_at: float = 0.0
+    wall_offset_s: float = 0.0  # of a clock that control never sees
     link: bool = True
+    hears: bool = True  # what others send arrives
+    is_heard: bool = True  # what it sends arrives
     link_changed_at: float = 0.0
-    state: NodeState | None = None  # of the daemon, while it runs
+    # the daemon
+    state: NodeState | None = None  # while it runs
     life: int = 0  # counts the daemon's lives: what was meant for an earlier one is dropped
     life_began_at: float = 0.0
+    turned_at: float = 0.0
+    inbox: list[Callable[[], None]] | None = None  # while it is stopped by SIGSTOP: what waits for it
+    frozen_at: float = -1e9
+    trip: Trip | None = None
+    # its state file
     disk: Saved | None = None
+    saves: deque[Saved] = field(default_factory=lambda: deque(maxlen=40))  # a backup may be any of these
+    fate: str = "kept"  # of the file, when the daemon looks for it next
     disk_lost: bool = False  # since the last save
+    # its processes
     engine: Engine | None = None
+    stale: set[int] = field(default_factory=set)  # epochs of this boot of which an orphan still lives
+    strangers: int = 0  # engine processes that are not ours
     spawning: int | None = None  # epoch of a start that systemd has accepted
+    launched: set[int] = field(default_factory=set)  # epochs of this boot that were started here
+    claimed: set[int] = field(default_factory=set)  # epochs of this boot that its own state file names as its launch
     prepared: Digests | None = None  # what the last preflight read, and the staged script therefore holds
     staged: int | None = None  # the epoch whose script was staged last
     lane: deque[Task] = field(default_factory=deque)
     lane_busy: bool = False
-    exchanging: dict[int, bool] = field(default_factory=dict)  # with a peer: True where something new waits to be told
     slow: float = 1.0  # factor on the duration of every step
+    # the link
+    exchange: Exchange | None = None  # of a worker
+    resting: bool = False  # after an exchange that failed
+    known: int = 0
+    told_at: float = 0.0  # when it last heard the head's word
+    connected: bool = False  # a kept connection: without one, both directions are needed to say anything
+    polls: dict[int, Exchange] = field(default_factory=dict)  # held by the head
+    version: int = 0  # of what the head tells
+    heard_at: dict[int, float] = field(default_factory=dict)
+    said: tuple[object, Report | Intent] | None = None  # what was told last, stamped
+    refused_until: float = 0.0  # the keys differ
     # inputs
-    digests: Digests = INPUTS
+    digests: Digests = INPUTS  # of the files, the image, the weights, the driver
+    loaded: str = INPUTS.plan  # the plan that the daemon holds: files are taken when asked
+    profile: str | None = None
+    kept_plan: tuple[str, str | None] | None = None  # plan and profile of the last launch, beside the state file
     inputs: int = 0  # changes whenever a person changes a file
     bad_input: Finding | None = None  # a check sees it
     stillborn: bool = False  # systemd starts the unit, and no engine ever appears
     bad_engine: Finding | None = None  # no check sees it: the engine starts, and dies of it
+    doomed: list[float] = field(default_factory=list)  # the next engines die so many seconds after they began
+    port_taken: bool = False  # by a stranger
     docker_at: float = 0.0  # Docker answers from then on
     memory_at: float = 0.0  # memory of dead engines is back from then on
     autopsy: dict[int, Finding] = field(default_factory=dict)  # epoch: what the log says that it died of
@@ -128,6 +189,10 @@ class Host:
     @property
     def daemon(self) -> bool:
         return self.state is not None
+
+    @property
+    def awake(self) -> bool:
+        return self.state is not None and self.inbox is None
 
     def stop_s(self) -> float:
         if self.engine is None or not self.engine.top:

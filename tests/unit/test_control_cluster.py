@@ -108,3 +108,10 @@ def test_delays_grow_to_their_limit_and_repeat_exactly() -> None:
     assert delays[0] == LIMITS.backoff_first_s
     assert all(5.0 * 2.0**n * 0.75 <= delay <= 5.0 * 2.0**n * 1.25 for n, delay in enumerate(delays[1:6]))
     assert max(delays) <= LIMITS.backoff_max_s
+
+
+def test_an_older_report_of_the_same_boot_is_neither_news_nor_a_sign_of_life() -> None:
+    known = head(report(at=50.0))
+    assert node.step(known, Heard(report(at=49.0, phase=Phase.CLEAN)), NOW + 30) == (known, [])
+    booted, _ = node.step(known, Heard(report(at=2.0, boot_id="another boot")), NOW + 30)
+    assert booted.peers[1].report == report(at=2.0, boot_id="another boot")

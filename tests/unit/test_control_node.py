@@ -281,6 +281,20 @@ def test_an_engine_that_nobody_remembers_is_stopped_and_gives_its_number() -> No
     assert state.intent.epoch == 8
 
 
+def test_every_engine_that_the_file_does_not_know_is_stopped_before_anything_else() -> None:
+    """The file is a backup, or from a cluster that is far ahead."""
+    for epoch in (5, 1007):
+        strange = SERVING.model_copy(update={"epoch": epoch, "launch_epoch": epoch})
+        state, actions = walk(node.begin(me()), Started(strange, (7,), (6,)))
+        assert Stop(state.ticket, 7) in actions and state.intent.epoch == max(epoch, 7) + 1
+        state, actions = walk(state, Done(state.ticket))
+        assert actions == [Save(node.saved(state)), Stop(state.ticket, 6)]
+        state, actions = walk(state, Done(state.ticket))
+        assert Stop(state.ticket, epoch) in actions
+        state, _ = walk(state, Done(state.ticket))
+        assert state.phase is Phase.PREFLIGHT
+
+
 def test_blocked_stays_blocked() -> None:
     recipe = bad("engine.bad-argument", "unrecognized arguments: --tensor-paralel", cure=Cure.PERSON)
     saved = Saved(boot_id="boot-1", epoch=7, blocked=recipe, blocked_fingerprint="a")
@@ -305,6 +319,16 @@ def test_a_worker_does_nothing_without_a_word() -> None:
 def test_a_worker_tells_its_report_and_not_what_it_heard() -> None:
     state = told(started(1, 2))
     assert walk(state, Told(state.intent.model_copy(update={"head_reason": "waiting 4 s"})))[1] == []
+
+
+def test_an_older_word_of_the_same_boot_undoes_nothing() -> None:
+    state = until(told(started(1, 2)), Phase.ARMED)
+    word = Intent(run=True, epoch=4, gate=Gate.CLOSED, plan_digest="p", head_boot_id="boot-7", at=50.0)
+    newer, _ = walk(state, Told(word))
+    older = word.model_copy(update={"epoch": 3, "at": 49.0})
+    assert walk(newer, Told(older)) == (newer, [])
+    for accepted in (older.model_copy(update={"head_boot_id": "boot-8"}), older.model_copy(update={"at": 0.0})):
+        assert walk(newer, Told(accepted))[0].intent.epoch == 3
 
 
 def test_a_worker_launches_when_the_barrier_opens_for_workers() -> None:
