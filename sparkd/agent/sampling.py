@@ -44,6 +44,7 @@ class Sampler:
         self._due = 0.0
         self._gpu: samples.Gpu | None = None
         self._gpu_at = 0.0
+        self._gpu_failures = 0  # in a row
         self._gpu_due = 0.0 if shutil.which(gpu.SMI) else float("inf")
         self._complained = False
         self._submit("started")
@@ -97,7 +98,10 @@ class Sampler:
             heard, again_s = _ask_gpu()
             self._gpu = None  # never an old answer with a new time
             self._gpu_at, self._gpu = asked_at, heard
-            if heard is not None:  # with short limits a verdict on a hang would be due before the GPU was heard again
+            self._gpu_failures = 0 if heard is not None else self._gpu_failures + 1
+            if self._gpu_failures == 1:  # a loaded machine may be slow once: without its GPU a verdict on a hang takes minutes
+                again_s = GPU_EVERY_S
+            if self._gpu_failures <= 1:  # with short limits a verdict on a hang would be due before the GPU was heard again
                 again_s = min(again_s, self._agent.me.limits.hang_max_s * wedge.ASKED_SHARE)
             self._gpu_due = monotonic() + again_s
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from sparkd.model.fields import Count, Measure, Shown, Word
 from sparkd.model.finding import Finding
@@ -88,12 +88,14 @@ class Proof(Frozen):
 class Vitals(Frozen):
     """What a node sees of its part of the engine from outside, while there is doubt whether it works. None: not known."""
 
-    age_s: float = 0.0  # at the moment of telling: clocks are not compared between nodes
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    age_s: float = Field(default=0.0, ge=0)  # at the moment of telling: clocks are not compared between nodes
     cpu_percent: float | None = None  # of one CPU, all processes titled `VLLM::*` together
     processes: int | None = None  # of them that live
     stopped: str | None = None  # one that is stopped (state T), by its title; "": none
     compiling: str | None = None  # a compiler that burns CPU below the engine, by its name; "": none
-    link_bytes_s: int | None = None  # over the link's RDMA ports, or the interface where there are none, both ways
+    link_bytes_s: int | None = Field(default=None, ge=0, lt=1 << 50)  # RDMA ports and the interface together, both ways
     gpu: bool | None = None  # whether this node has a GPU at all
     gpu_watts: float | None = None
     gpu_percent: float | None = None  # utilisation

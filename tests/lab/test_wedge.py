@@ -167,7 +167,7 @@ def test_a_hang_ends_the_epoch_while_health_says_200(serving: Pair, node: str, l
             "the verdict", lambda: hung(serving, epoch), max_s=LIMITS["canary_interval_s"] + BLIND_S + SLACK_S
         )
     assert health.stdout == "200"
-    assert "no counter has moved for" in said[0] and "no node computes" in said[0], said
+    assert "no counter has moved for" in said[0], said
     serving.wait_serving(newer_than=epoch)
     if request is not None:
         request.join(70)
@@ -204,5 +204,5 @@ def test_a_rank_that_died_unseen_is_found(serving: Pair) -> None:
             )
     finally:
         serving.run("spark2", "systemctl start sparkd")
-    assert "spark2 tells nothing of its part of the engine" in said[0], said
+    assert "nothing shows work" in said[0], said
     serving.wait_serving(newer_than=epoch)

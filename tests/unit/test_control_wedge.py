@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sparkd.control import wedge
 from sparkd.control.wedge import Node, Signals, State, judge
@@ -204,3 +205,11 @@ def test_no_signal_decides_alone(told: Signals) -> None:
 
 def test_the_blind_limit_is_beyond_what_vllm_allows_one_step() -> None:
     assert LIMITS.hang_max_s < 238 < 300 < LIMITS.hang_blind_max_s < LIMITS.work_max_s
+
+
+@pytest.mark.parametrize(
+    "told", ['{"age_s": NaN}', '{"age_s": -1e9}', '{"gpu_watts": Infinity}', '{"link_bytes_s": 1' + 400 * "0" + "}"]
+)
+def test_vitals_that_cannot_be_are_refused(told: str) -> None:
+    with pytest.raises(ValidationError):
+        Vitals.model_validate_json(told)
