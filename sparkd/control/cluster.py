@@ -297,7 +297,7 @@ def publish(s: NodeState) -> NodeState:
             "version": s.me.version,
             "serving": proven and s.intent.epoch == s.epoch,
             "progress": s.progress if s.phase.has_engine else Progress(),
-            "doubt": s.doubt and s.phase is Phase.SERVING,
+            "doubt": s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),
         }
     )
     return s if intent == s.intent else replace(s, intent=intent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ def run(case: Case, node: str, load: Load, keeper: Keeper) -> Row:
         failed=sum(bool(request.wrong) for request in requests),
         left_behind=left,
         says=keeper.says(),
+        busy=os.getloadavg()[0] / (os.cpu_count() or 1),
         story=keeper.story(),
     )
 
