@@ -34,6 +34,7 @@ from sparkd.control.state import (
     Reload,
     Save,
     Start,
+    Started,
     Stop,
     Tell,
     Tick,
@@ -72,6 +73,7 @@ class Agent:
         self._status = ""
         self._unsaved: Saved | None = None  # what the disk did not take
         self._save_at = 0.0
+        self._refused = False  # and it was said
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
     # --- what the sources use ---
@@ -98,6 +100,8 @@ class Agent:
 
     async def run(self, first: Event, stop: asyncio.Event) -> None:
         """Turn until `stop` is set. The engine is left alone when the daemon ends (invariant 8)."""
+        if isinstance(first, Started) and self._store.is_beside():
+            self._unsaved = first.saved  # what the last life of the daemon could not save either
         self.turn(first)
         self._notifier.notify("READY=1")
         stopping = asyncio.create_task(stop.wait())
@@ -174,13 +178,14 @@ class Agent:
         try:
             self._store.save(saved)
         except OSError as error:
-            if self._unsaved is None:
+            if not self._refused:
                 says = f"the state could not be saved ({error}): it is kept in /run, and a reboot would forget it"
                 self.note("state.not-saved", says, alarm=True)
-            self._unsaved, self._save_at = saved, monotonic() + SAVE_AGAIN_S
+            self._unsaved, self._save_at, self._refused = saved, monotonic() + SAVE_AGAIN_S, True
         else:
-            if self._unsaved is not None:
-                self._unsaved = None
+            self._unsaved = None
+            if self._refused:
+                self._refused = False
                 self.note("state.saved", "the state is on disk again")
 
     def _reload(self, generation: int) -> None:

@@ -64,6 +64,10 @@ class Store:
         """Raises OSError where it is not on disk: then it is in /run, if anywhere."""
         self._save(self._paths.saved, saved.model_dump_json(indent=1))
 
+    def is_beside(self) -> bool:
+        """Whether the state lies in /run, because the disk refused it."""
+        return (self._paths.runtime / self._paths.saved.name).exists()
+
     def load_plan(self) -> ClusterPlan | None:
         """The plan that the last launch ran: an adopted engine is compared with this one."""
         return self._load(self._paths.plan, ClusterPlan)

@@ -6,13 +6,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
 from sparkd.agent.store import Store
 from sparkd.control.state import Me, Started, Tick, Told
 from sparkd.host.paths import Paths
 from sparkd.model.cluster import Limits
-from sparkd.model.report import Gate, Intent
+from sparkd.model.report import Gate, Intent, Saved
 
 ME = Me("spark2", 1, ("spark1", "spark2"), "b" * 32, "0.1.0", Limits())
 
@@ -46,5 +48,25 @@ def test_a_state_that_cannot_be_saved_is_said_once_and_saved_when_it_can_be(tmp_
         assert paths.saved.exists() and not (paths.runtime / "state.json").exists()
         agent.turn(Tick())
         assert said(agent).count("state.saved") == 1
+
+    asyncio.run(test())
+
+
+def test_what_the_last_life_could_not_save_is_saved_by_the_next(tmp_path: Path) -> None:
+    """Nothing else may change for hours: a reboot would forget what runs."""
+    paths = Paths(state=tmp_path / "state", runtime=tmp_path / "run", logs=tmp_path / "log")
+    paths.state.write_text("no directory")
+    saved = Saved(boot_id=ME.boot_id, epoch=7)
+    with pytest.raises(OSError):
+        Store(paths).save(saved)
+
+    async def test() -> None:
+        effects: Any = None
+        store, stop = Store(paths), asyncio.Event()
+        agent = Agent(ME, effects, store, Journal(tmp_path / "events.jsonl"))
+        paths.state.unlink()
+        stop.set()
+        await agent.run(Started(store.load(), (), ()), stop)
+        assert paths.saved.exists() and not store.is_beside()
 
     asyncio.run(test())

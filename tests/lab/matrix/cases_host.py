@@ -227,9 +227,9 @@ def plan_restored(pair: Pair, node: str) -> None:
 # --- the cases -----------------------------------------------------------------------------------
 
 LOADED = (Load.LOADED,)
-again = functools.partial(Case, expect=Expect.SERVES_AGAIN, max_s=RELAUNCH_MAX_S)
-on = functools.partial(Case, expect=Expect.GOES_ON)
-blocks = functools.partial(Case, expect=Expect.BLOCKS, max_s=300.0, slow=True)
+again = functools.partial(Case, expect=Expect.SERVES_AGAIN, max_s=RELAUNCH_MAX_S, of_sparkd=True)
+on = functools.partial(Case, expect=Expect.GOES_ON, of_sparkd=True)
+blocks = functools.partial(Case, expect=Expect.BLOCKS, max_s=300.0, slow=True, of_sparkd=True)
 
 STANDSTILL = (
     on("agent-stop-20", "sparkd stopped for 20 s", make=agent("STOP"), mend=agent("CONT"), mend_after_s=20,
@@ -248,8 +248,8 @@ DOCKER = (
 )  # fmt: skip
 
 BUS = (
-    on("dbus-restart", "D-Bus restarted", make=command("systemctl restart dbus"), lossless=True),
-    on("systemd-reexec", "systemd executes itself anew", make=command("systemctl daemon-reexec"), lossless=True),
+    on("dbus-restart", "D-Bus restarted", make=command("systemctl restart dbus"), lossless=True, of_sparkd=False),
+    on("systemd-reexec", "systemd executes itself anew", make=command("systemctl daemon-reexec"), lossless=True, of_sparkd=False),
     again("dbus-launch", "D-Bus restarted during a launch", make=then(lose, again_and_again("systemctl restart dbus", for_s=10))),
     again("reexec-launch", "systemd reexec during a launch",
           make=then(lose, again_and_again("systemctl daemon-reexec", for_s=10))),
