@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sparkd.doctor.catalogue import record
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id, unit_state
-from sparkd.engine import process
+from sparkd.engine import api_key, process
 from sparkd.engine.endpoint import Endpoint
 from sparkd.host import processes
 from sparkd.host.files import whole
@@ -253,7 +253,7 @@ def peer_silent(facts: Facts) -> Answers:
                 f"nothing answers sparkd's questions at {node}", remedy=f"is {node} on? sparkd doctor --only link"
             )
         elif how == "rejected":
-            remedy = "compare /etc/sparkd (cluster.key and all) and `sparkd --version` on both nodes"
+            remedy = "compare `sparkd key status`, /etc/sparkd and `sparkd --version` on both nodes"
             yield answer(f"{node} and this node refuse each other's messages", remedy=remedy)
         elif how == "yes":
             yield yes(f"sparkd on {node} answers")
@@ -434,8 +434,8 @@ def url(plan: Plan) -> str:
 def key(plan: Plan) -> str | None:
     """The key that clients must show; None where there is none, or it cannot be read (endpoint.key-file tells why)."""
     try:
-        return Path(plan.api_key_file).read_text(encoding="utf-8").strip() or None if plan.api_key_file else None
-    except (OSError, UnicodeDecodeError):
+        return api_key.read(Path(plan.api_key_file)) if plan.api_key_file else None
+    except SparkdError:
         return None
 
 

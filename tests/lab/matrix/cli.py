@@ -21,6 +21,7 @@ import contextlib
 import functools
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -176,11 +177,11 @@ def show(rows: Sequence[Row], options: argparse.Namespace) -> None:
     for keeper in keepers:
         print(table.summary(rows, keeper))
     if options.markdown:
-        MARKDOWN.write_text(table.markdown(rows, keepers, preface()))
+        MARKDOWN.write_text(table.markdown(rows, keepers, preface(rows)))
         print(f"written to {MARKDOWN.relative_to(CHECKOUT)}")
 
 
-def preface() -> list[str]:
+def preface(rows: Sequence[Row]) -> list[str]:
     limits = ", ".join(f"`{name}` {value:g}" for name, value in LIMITS.items())
     return [
         "What is broken in the two-node lab, how it should end, and how it ended: measured by clients on the LAN, by the "
@@ -192,4 +193,7 @@ def preface() -> list[str]:
         f"11 s). sparkd works by the lab's limits, in seconds unless the name says otherwise: {limits}. Cases that name "
         "another limit work by that. The shipped limits are longer (`link_loss_max_s` 45, `canary_interval_s` 60, "
         "`hang_max_s` 90): where a limit decides, times on real machines are longer by as much.",
+        "",
+        f"Measured while {statistics.median(row.busy for row in rows):.1f} processes wanted each core of the machine (median): "
+        "above 1 all times stretch.",
     ]
