@@ -187,12 +187,12 @@ def _what_else(trial: Trial) -> str:
     if told := trial.keeper.blocked():
         return f"blocked: {told}"
     launch = trial.keeper.launch()
-    if launch is None:
-        return "down"
     if trial.load is Load.IDLE and not trial.clients.asking:
         trial.clients.user()
     if not wait_answered(trial.clients, time.time() if trial.load is Load.LOADED else trial.since, max_s=25):
-        return "answers nothing"
+        return "down" if launch is None else "answers nothing"
+    if launch is None:
+        return "orphans serve"  # what is left of a launch answers, with nobody above it
     return Expect.GOES_ON if launch == trial.launch else "serves too late"
 
 

@@ -232,7 +232,7 @@ class SeedUnits:
         told = []
         for node in NODES:
             with contextlib.suppress(LabError):
-                ask = f"journalctl --output=short-precise --since=@{int(self.since)} _PID=1 UNIT={unit(node)}"
+                ask = f"journalctl --quiet --output=short-precise --since=@{int(self.since)} _PID=1 UNIT={unit(node)}"
                 told.append(self.pair.run(node, ask))
         return "".join(told)
 
