@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
+import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sparkd.agent import ourselves
 from sparkd.engine import scripts
+from sparkd.engine.api_key import read as read_api_key
 from sparkd.engine.container import Docker
 from sparkd.host import processes, shm, units
 from sparkd.host.files import write_atomically
@@ -23,6 +24,7 @@ from sparkd.model.plan import Plan
 
 log = logging.getLogger(__name__)
 
+_PLAIN = re.compile(r"[A-Za-z0-9/_][A-Za-z0-9/_.:@+-]*")
 ENGINE_UNIT = "sparkd-engine.service"
 UNIT_JOB_MAX_S = 30.0
 AUTOPSY_MAX_S = 10.0  # it takes half a second
@@ -37,15 +39,10 @@ def api_key(plan: Plan) -> str | None:
         return None
     path = Path(plan.api_key_file)
     try:
-        key = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        says = f"the API key file {path} cannot be read: {error.strerror}"
-        raise FindingError(
-            bad("endpoint.key-file", says, cure=Cure.PERSON, remedy=f"create {path} (mode 0600)")
-        ) from error
-    if not key:
-        raise FindingError(bad("endpoint.key-file", f"the API key file {path} is empty", cure=Cure.PERSON))
-    return key
+        return read_api_key(path)
+    except SparkdError as error:
+        remedy = f"write the key into {path}, mode 0600: one word"
+        raise FindingError(bad("endpoint.key-file", error.message, cure=Cure.PERSON, remedy=remedy)) from error
 
 
 def stage(plan: Plan, docker: Docker) -> str:
@@ -71,7 +68,7 @@ def start(plan: Plan, launch_id: str, launch_file: Path, log_file: Path) -> str:
         "SPARKD_LOG": str(log_file),
     }
     try:
-        write_atomically(launch_file, "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()))
+        write_atomically(launch_file, launch_text(variables))
     except OSError as error:
         raise SparkdError(f"cannot be written: {error.strerror}", where=str(launch_file), hint="df -h /run") from error
     units.reset_failed(ENGINE_UNIT)
@@ -79,11 +76,24 @@ def start(plan: Plan, launch_id: str, launch_file: Path, log_file: Path) -> str:
     return trouble
 
 
+def launch_text(variables: Mapping[str, str]) -> str:
+    """systemd, bash and ourselves read it, and quote differently: so nothing goes in that any of them would quote.
+
+    Configuration gives no other characters; a directory of an administrator's own might. Raises SparkdError.
+    """
+    for name, value in variables.items():
+        if not _PLAIN.fullmatch(value):
+            raise SparkdError(f"{name}={value!r} has characters that the engine's unit cannot be told")
+    return "".join(f"{name}={value}\n" for name, value in variables.items())
+
+
 def _empty_log(log_file: Path) -> str:
     """A node that lost its state may give a number again: no autopsy reads an older log."""
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         log_file.parent.chmod(LOG_DIRECTORY_MODE)
+        if not log_file.is_file():
+            log_file.unlink(missing_ok=True)  # a FIFO, a link into nowhere: opening it would wait, or write elsewhere
         log_file.write_bytes(b"")
         log_file.chmod(LOG_MODE)
     except OSError as error:

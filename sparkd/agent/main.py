@@ -13,6 +13,7 @@ from typing import Any
 
 from sparkd import __version__
 from sparkd.agent import view
+from sparkd.agent.asked import Clean, Events, Intent, Throughput, told
 from sparkd.agent.baselines import BaselineWriter
 from sparkd.agent.effects import Effects
 from sparkd.agent.engine_log import EngineLogLimit
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 Answer = AsyncIterator[Line]
 # What members of the group may ask; anything else is root's. A measurement loads the link, so it is not among them.
 LOOKING = frozenset({"status", "watch", "events", "diagnose", "keys"})
-MEASURE_S = 2.0
 
 
 def run(configuration_path: Path, node: str | None) -> int:
@@ -179,14 +179,15 @@ class Daemon:
             await self._agent.wait_changed(known, 1.0)
 
     async def _events(self, request: dict[str, Any]) -> Answer:
-        for record in self._journal.last(int(request.get("last", 50))):
+        asked = told(request, Events)
+        for record in self._journal.last(asked.last):
             yield record
-        if request.get("follow"):
+        if asked.follow:
             async for record in self._journal.follow():
                 yield record
 
     async def _ask(self, request: dict[str, Any]) -> Answer:
-        verb, profile = str(request["verb"]), request.get("profile")
+        verb, profile = str(request["verb"]), told(request, Intent).profile
         if profile is not None and profile not in self._effects.configuration.profiles:
             known = ", ".join(sorted(self._effects.configuration.profiles)) or "none"
             raise UsageError(f"there is no profile {profile!r}", hint=f"known profiles: {known}")
@@ -197,9 +198,9 @@ class Daemon:
         yield {"says": f"{verb} is under way; `sparkd status --watch` shows it"}
 
     async def _clean(self, request: dict[str, Any]) -> Answer:
-        dry_run = bool(request.get("dry_run"))
-        asked = request.get("only") or cleaning.TIDIED
-        only = [name for name in cleaning.TIDIED if name in asked]
+        asked = told(request, Clean)
+        dry_run = asked.dry_run
+        only = [name for name in cleaning.TIDIED if name in (asked.only or cleaning.TIDIED)]
 
         def tidy() -> list[str]:
             state = self._agent.state  # as it is when our turn has come
@@ -225,10 +226,8 @@ class Daemon:
         yield self._keyring.told(spoken_with)
 
     async def _throughput(self, request: dict[str, Any]) -> Answer:
-        node, seconds = request.get("node"), request.get("seconds", MEASURE_S)
-        if not isinstance(node, str | None) or not isinstance(seconds, int | float):
-            raise UsageError("a measurement takes the name of a node and a number of seconds")
-        name, received = await self._questions.measure(node, float(seconds))
+        asked = told(request, Throughput)
+        name, received = await self._questions.measure(asked.node, asked.seconds)
         yield {
             "node": name,
             "gbps": round(received.gbps, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,22 +14,26 @@ import click
 
 from sparkd.cli import output
 from sparkd.model.errors import SparkdError, UnreachableError, UsageError
+from sparkd.model.outside import visible
 
 if TYPE_CHECKING:
     from sparkd.host.paths import Paths
 
 POLL_S = 0.25
 BLOCK_BYTES = 64 * 1024
+_KEPT = re.compile(r"(\x1b\[[0-9;]{0,20}m|\r)")
 
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines, and with the next launch when there is one.")
 @click.option("-n", "count", type=click.IntRange(min=0), default=100, show_default=True, help="How many past lines.")
 @click.option("--launch", metavar="ID", help="This launch, not the newest.")
+@click.option("--raw", is_flag=True, help="As it was written: with secrets, and what a terminal would obey.")
 @output.json_option
-def logs(follow: bool, count: int, launch: str | None, as_json: bool) -> None:
+def logs(follow: bool, count: int, launch: str | None, raw: bool, as_json: bool) -> None:
     """Show the engine's output on this node: of the current launch, or of the last one that was."""
     from sparkd.host.paths import Paths
+    from sparkd.model.redact import redact
 
     paths = Paths.from_environment()
     directory = paths.engine_logs
@@ -36,12 +41,19 @@ def logs(follow: bool, count: int, launch: str | None, as_json: bool) -> None:
     if path is None and not follow:
         raise SparkdError("no engine was launched here yet", where=str(directory), hint="see `sparkd status`")
     for name, text in _texts(paths, path, count, follow=follow, pinned=launch is not None):
+        text = text if raw else _harmless(redact(text))
         if as_json:
             for line in text.splitlines():
                 output.say_json({"launch": name, "line": line}, lines=True)
         else:
             sys.stdout.write(text)
             sys.stdout.flush()
+
+
+def _harmless(text: str) -> str:
+    """Clients can make an engine log what they like. Colours and progress bars stay, other orders to a terminal do not."""
+    parts = _KEPT.split(text)
+    return "".join(part if number % 2 else visible(part) for number, part in enumerate(parts))
 
 
 def _checked(launch: str) -> str:
@@ -117,8 +129,9 @@ def _read(file: BinaryIO, *, whole_lines: bool) -> str:
     if whole_lines and file.tell() > os.fstat(file.fileno()).st_size:
         file.seek(0, os.SEEK_END)  # shortened since: what stands in it now was shown before (agent/engine_log.py)
     data = file.read(BLOCK_BYTES)
-    if whole_lines and len(data) < BLOCK_BYTES:
-        keep = data.rfind(b"\n") + 1
+    is_full = len(data) == BLOCK_BYTES
+    keep = data.rfind(b"\n") + 1
+    if (whole_lines and not is_full) or (is_full and keep):  # a line is shown in one piece: a secret in it is one too
         file.seek(keep - len(data), os.SEEK_CUR)
         data = data[:keep]
     return data.decode("utf-8", "replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -87,6 +88,8 @@ def main() -> None:
     """The entry point. No traceback reaches an operator; SPARKD_DEBUG=1 lets it through."""
     if os.environ.get("SPARKD_CHILD"):
         _expose()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that is not UTF-8 is shown, not died of
     status = _run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from sparkd.model.errors import SparkdError
+from sparkd.model.outside import clean
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,15 +40,16 @@ def note(text: str) -> None:
 
 def error(message: str, *, where: str = "", hint: str = "") -> None:
     place = f"{where}: " if where else ""
-    print(f"sparkd: {place}{message}", file=sys.stderr)
+    print(clean(f"sparkd: {place}{message}"), file=sys.stderr)
     if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+        print(clean(f"  hint: {hint}"), file=sys.stderr)
 
 
 def report_error(failure: SparkdError, *, as_json: bool) -> None:
     error(failure.message, where=failure.where, hint=failure.hint)
     if as_json:
-        say_json({"error": {"message": failure.message, "where": failure.where, "hint": failure.hint}})
+        told = {"message": failure.message, "where": failure.where, "hint": failure.hint}
+        say_json({"error": {name: clean(text) for name, text in told.items()}})
 
 
 def colours_wanted() -> bool:

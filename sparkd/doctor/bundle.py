@@ -15,7 +15,7 @@ from pathlib import Path
 from sparkd.doctor.checks import unit
 from sparkd.doctor.facts import Facts, container, unit_state
 from sparkd.doctor.signatures import Text
-from sparkd.host.files import tail
+from sparkd.host.files import tail, whole
 from sparkd.model.diagnosis import Diagnosis, Examination
 from sparkd.model.errors import SparkdError
 from sparkd.model.redact import HIDDEN, redact
@@ -83,7 +83,7 @@ def keys(facts: Facts) -> list[str]:
     found = []
     for file in files:
         try:
-            found += file.read_text(encoding="utf-8", errors="replace").split()
+            found += whole(file).decode("utf-8", "replace").split()
         except OSError:
             continue  # whoever cannot read it has not packed it either
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ContainerEvents", "ContainerState", "DaemonState", "Docker", "ImageState", "differences"]
 
+# Names become parts of the daemon's URLs, and not all of them come from our configuration: `docker exec NAME` of a unit.
+_CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]*")
 _WATCHED_EVENTS = ("start", "die", "destroy", "oom")
+_TAR_MORE_BYTES = 64 * 1024  # headers and padding
 _SYMLINKS_MAX = 8
 _EXEC_OUTPUT_MAX_BYTES = 256 * 1024
 _CONNECTIONS_KEPT = 2  # idle ones; more are made while more is asked at once
@@ -99,11 +104,15 @@ class Docker:
 
     def image(self, image: str) -> ImageState | None:
         """The image of that name or id on this node, None where there is none."""
+        if not _IMAGE.fullmatch(image) or ".." in image:
+            return None
         with self._asking(f"image {image}") as api:
             found = _or_none(lambda: api.inspect_image(image))  # type: ignore[no-untyped-call]
         return None if found is None else image_of(found)
 
     def inspect(self, name: str) -> ContainerState | None:
+        if not _CONTAINER.fullmatch(name):
+            return None
         with self._asking(f"container {name}") as api:
             found = _or_none(lambda: api.inspect_container(name))
         return None if found is None else state_of(found)
@@ -247,6 +256,8 @@ class Docker:
 
         Raises SparkdError where there is no such container.
         """
+        if not _CONTAINER.fullmatch(name):
+            raise SparkdError(f"there is no container {name!r}")
         with self._asking(f"{path} in container {name}") as api:
             response = api.head(
                 f"{api.base_url}/v{api.api_version}/containers/{name}/archive",
@@ -288,7 +299,12 @@ class Docker:
             raise SparkdError(f"{path} in container {name} is {what}")
         with self._asking(f"{path} in container {name}") as api:
             stream, _ = api.get_archive(name, path)
-            return archive.unpack_one(b"".join(stream))
+            packed = bytearray()
+            for part in stream:  # a file may have grown since it was looked at
+                packed += part
+                if len(packed) > max_bytes + _TAR_MORE_BYTES:
+                    raise SparkdError(f"{path} in container {name} is more than the {max_bytes} bytes expected")
+            return archive.unpack_one(bytes(packed))
 
     def write_file(self, name: str, path: str, data: bytes, mode: int) -> None:
         """Puts a file at an absolute path, owned by root, making directories as needed. Replaces a file, never more."""

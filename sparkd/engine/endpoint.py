@@ -6,14 +6,19 @@ proof. Blocking, for use in threads. Requests do not stream and never go through
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparkd.engine import proof
 from sparkd.engine.metrics import Counters, parse_counters
 from sparkd.engine.proof import Proved
 from sparkd.model.finding import Cure, Finding, bad
+from sparkd.model.outside import parsed
+
+if TYPE_CHECKING:
+    from sparkd.engine.bounded_http import Fetched
 
 __all__ = ["Counters", "Endpoint", "ProofResult", "Proved"]
 
@@ -25,6 +30,7 @@ _TOKENS_CANARY = 16
 _TOKENS_PROMPT_MAX = 256  # kept free of the context for our own prompts
 _TOOL_ATTEMPTS = 3
 _CONNECT_MAX_S = 5.0
+_SERIES_MAX = 5000  # a vLLM has some 300
 _LOOK_MAX_S = 10.0  # for what costs the engine nothing: health, models
 
 
@@ -34,11 +40,13 @@ class Endpoint:
     def __init__(self, base_url: str, model: str, api_key: str | None = None) -> None:
         import httpx
 
+        from sparkd.engine import bounded_http
+
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._model = model
-        # No TLS on this node's own endpoint: without `verify` the certificates of the whole web stay out of memory.
-        self._client = httpx.Client(base_url=base_url, headers=headers, trust_env=False, verify=False)
-        self._errors = httpx.HTTPError
+        self._client = bounded_http.client(base_url, headers)
+        self._bounded = bounded_http
+        self._errors = (httpx.HTTPError, httpx.InvalidURL)
 
     def close(self) -> None:
         self._client.close()
@@ -46,7 +54,7 @@ class Endpoint:
     def health(self, timeout_s: float) -> int | None:
         """The status of `/health`, None where nobody answers in time."""
         try:
-            return int(self._client.get("/health", timeout=self._timeout(timeout_s)).status_code)
+            return self._fetch("GET", "/health", timeout_s).status
         except self._errors:
             return None
 
@@ -63,29 +71,25 @@ class Endpoint:
     def counters(self, timeout_s: float) -> Counters | None:
         """The engine's counters; None where `/metrics` does not answer, or is not vLLM's."""
         try:
-            response = self._client.get("/metrics", timeout=self._timeout(timeout_s))
+            answer = self._fetch("GET", "/metrics", timeout_s)
         except self._errors:
             return None
-        return parse_counters(response.text) if response.status_code == 200 else None
+        return parse_counters(answer.text) if answer.status == 200 else None
 
     def metrics(self, timeout_s: float) -> dict[str, float]:
         """Every series of `/metrics`, summed over its labels; empty where it does not answer. Needs no key."""
         try:
-            response = self._client.get("/metrics", timeout=self._timeout(timeout_s))
+            answer = self._fetch("GET", "/metrics", timeout_s)
         except self._errors:
             return {}
-        return sums(response.text) if response.status_code == 200 else {}
+        return sums(answer.text) if answer.status == 200 else {}
 
     def status(self, method: str, path: str, timeout_s: float, *, with_key: bool = True) -> tuple[int | None, str]:
         """How a request without a body is answered: its status, None where nobody answers in time, and why."""
-        request = self._client.build_request(method, path, timeout=self._timeout(timeout_s))
-        if not with_key:
-            request.headers.pop("Authorization", None)
         try:
-            response = self._client.send(request)
+            return self._fetch(method, path, timeout_s, with_key=with_key).status, ""
         except self._errors as error:
             return None, str(error) or type(error).__name__
-        return int(response.status_code), ""
 
     def prove(self, *, reasoning: bool, tools: bool, max_s: float) -> ProofResult:
         """Real completions: content, reasoning where there is a parser for it, a tool call where there is one."""
@@ -170,30 +174,40 @@ class Endpoint:
         if timeout_s <= 0:
             return proof.timeout(path, 0)
         try:
-            response = self._client.request(method, path, json=request, timeout=self._timeout(timeout_s))
+            answer = self._fetch(method, path, timeout_s, request)
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
                 return proof.unreachable(path, "the connection timed out")
             return proof.timeout(path, timeout_s)
         except httpx.HTTPError as error:
             return proof.unreachable(path, str(error) or type(error).__name__)
-        if response.status_code != 200:
-            return proof.http_error(path, response.status_code, response.text)
+        if answer.status != 200:
+            return proof.http_error(path, answer.status, answer.text)
         try:
-            return response.json()
+            return parsed(answer.text)
         except ValueError:
             return bad(
                 "endpoint.error",
                 f"{path} answers, but not in JSON",
                 cure=Cure.PERSON,
                 remedy="is something else listening on the engine's port?",
-                evidence=(response.text[:200],),
+                evidence=(answer.text[:200],),
             )
 
-    def _timeout(self, timeout_s: float) -> Any:
-        import httpx
-
-        return httpx.Timeout(timeout_s, connect=min(_CONNECT_MAX_S, timeout_s))
+    def _fetch(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        content: Mapping[str, Any] | None = None,
+        *,
+        with_key: bool = True,
+    ) -> Fetched:
+        """The whole answer, within `timeout_s`. Raises the errors of httpx."""
+        request = self._client.build_request(method, path, json=content)
+        if not with_key:
+            request.headers.pop("Authorization", None)
+        return self._bounded.fetch(self._client, request, timeout_s=timeout_s, connect_max_s=_CONNECT_MAX_S)
 
 
 def sums(text: str) -> dict[str, float]:
@@ -205,16 +219,18 @@ def sums(text: str) -> dict[str, float]:
             continue
         name = series.partition("{")[0]
         try:
-            totals[name] = totals.get(name, 0.0) + float(value)
+            number = float(value)
         except ValueError:
             continue
+        if math.isfinite(number) and (name in totals or len(totals) < _SERIES_MAX):
+            totals[name] = totals.get(name, 0.0) + number
     return totals
 
 
 def _served(listed: Any) -> dict[str, int]:
     try:
         return {str(entry["id"]): int(entry.get("max_model_len") or 0) for entry in listed["data"]}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return {}
 
 

@@ -41,6 +41,7 @@ _NAMES = {
     "vllm:kv_cache_usage_perc": "cache",
     "vllm:gpu_cache_usage_perc": "cache",  # as 0.6 to 0.9 named it
 }
+_NUMBER_MAX = 1e18  # no counter of ours comes near it
 _NEEDED = {"running", "waiting", "generation_tokens"}
 
 
@@ -59,9 +60,12 @@ def parse_counters(text: str) -> Counters | None:
         if field == "successes" and ('finished_reason="abort"' in labels or 'finished_reason="error"' in labels):
             continue
         try:
-            totals[field] += float(value)
+            number = float(value)
         except ValueError:
             continue
+        if not 0 <= number < _NUMBER_MAX:  # NaN is not either
+            continue
+        totals[field] += number
         seen.add(field)
     cache = round(totals.pop("cache"), 6)
     return Counters(**{field: int(total) for field, total in totals.items()}, cache=cache) if seen >= _NEEDED else None

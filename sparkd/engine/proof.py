@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparkd.model.finding import Cure, Finding, bad
+from sparkd.model.outside import parsed
 
 CANARY_PROMPT = "Say OK."
 PROMPTS = (
@@ -80,11 +81,13 @@ def judge_tool_call(answer: Answer) -> str | Finding:
         if TOOL_NAME in answer.content and TOOL_ARGUMENT in answer.content and any(c in answer.content for c in "{<"):
             return bad_tool_call("the call came as text, so the tool parser does not fit the model", answer.content)
         return f"the answer was {answer.content[:60]!r}" if answer.content else "the answer was empty"
-    function = answer.tool_calls[0].get("function") or {}
+    function = answer.tool_calls[0].get("function")
+    if not isinstance(function, dict):
+        return bad_tool_call("the call names no function")
     if function.get("name") != TOOL_NAME:
         return bad_tool_call(f"it calls {function.get('name')!r}, which was not offered")
     try:
-        arguments = json.loads(function.get("arguments") or "")
+        arguments = parsed(function.get("arguments") or "")
     except (ValueError, TypeError):
         return bad_tool_call("its arguments are not JSON", str(function.get("arguments")))
     if not isinstance(arguments, dict) or TOOL_ARGUMENT not in arguments:
@@ -196,7 +199,7 @@ def bad_tool_call(why: str, shown: str = "", *, cure: Cure = Cure.PERSON) -> Fin
 def _message(body: str) -> str:
     """`{"error": {"message": ...}}`, or `{"error": "..."}`, or whatever it is."""
     try:
-        error = json.loads(body)["error"]
+        error = parsed(body)["error"]
         text = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
         text = body

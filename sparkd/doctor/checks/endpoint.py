@@ -25,6 +25,7 @@ from sparkd.doctor.facts import DOOR_MAX_S, Facts, fact
 from sparkd.engine.endpoint import Proved
 from sparkd.host import procfs
 from sparkd.host.clock import monotonic
+from sparkd.host.files import whole
 from sparkd.model.finding import Cure, Finding, Layer
 
 PROOF_MAX_S = 45.0  # of the slow checks: a reasoning model thinks before it calls a tool
@@ -194,7 +195,7 @@ def hung(facts: Facts) -> Answers:
         return
     says += f", and the last proof is {float(age_s):.0f} s old"
     limits = facts.settings.limits
-    is_long = float(age_s) > limits.canary_interval_s + limits.canary_max_s + limits.hang_max_s
+    is_long = float(age_s) > limits.canary_interval_s + limits.canary_max_s + limits.hang_blind_max_s
     yield no(says) if is_long else doubtful(says)
 
 
@@ -339,7 +340,7 @@ def key_file(facts: Facts) -> Answers:
         return
     path = Path(facts.plan.api_key_file)
     try:
-        mode, is_empty = path.stat().st_mode & 0o777, not path.read_bytes().strip()
+        mode, is_empty = path.stat().st_mode & 0o777, not whole(path).strip()
     except PermissionError:
         yield cannot_tell(f"{path} is for root", remedy="sudo sparkd doctor")
         return

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sparkd.doctor.catalogue import record
 from sparkd.doctor.check import Answers, cannot_tell, check, doubtful, no, yes
 from sparkd.doctor.facts import DOOR_MAX_S, Facts, engine_processes, fact, launch_id, unit_state
-from sparkd.engine import process
+from sparkd.engine import api_key, process
 from sparkd.engine.endpoint import Endpoint
 from sparkd.host import processes
 from sparkd.host.files import whole
@@ -434,8 +434,8 @@ def url(plan: Plan) -> str:
 def key(plan: Plan) -> str | None:
     """The key that clients must show; None where there is none, or it cannot be read (endpoint.key-file tells why)."""
     try:
-        return Path(plan.api_key_file).read_text(encoding="utf-8").strip() or None if plan.api_key_file else None
-    except (OSError, UnicodeDecodeError):
+        return api_key.read(Path(plan.api_key_file)) if plan.api_key_file else None
+    except SparkdError:
         return None
 
 
