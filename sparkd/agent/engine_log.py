@@ -99,7 +99,7 @@ def _copy(path: Path, target: Path, begin: int) -> None:
     beside = target.with_name(target.name + ".new")
     try:
         with path.open("rb") as source, beside.open("wb") as copy:
-            os.fchmod(copy.fileno(), 0o600)
+            os.fchmod(copy.fileno(), 0o640)  # as the log itself: the group of the unit may read it
             source.seek(begin)
             for _ in range(CATCH_UP_MAX):
                 copied = 0

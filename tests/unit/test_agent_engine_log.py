@@ -50,7 +50,7 @@ def test_a_large_log_keeps_its_beginning_and_its_end_and_the_rest_lies_beside_it
     assert path.stat().st_size < 2 * MIB
     kept = whole[: path.read_text().index("--- sparkd")]
     assert kept + older(path).read_text() == whole, "a line is in neither"
-    assert older(path).stat().st_mode & 0o777 == 0o600
+    assert older(path).stat().st_mode & 0o777 == 0o640
     assert [file.name for file in tmp_path.iterdir() if ".new" in file.name] == []
 
 
