@@ -5,7 +5,6 @@ Nothing is imported there: torch alone would take seconds. Versions are read fro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +34,7 @@ exit 0
 
 PROBE = r"""
 import glob, json, os, re, sys
+from sparkd.model.outside import parsed
 root, build, wanted = sys.argv[1], sys.argv[2], sys.argv[3:]
 
 def text(path, most=65536):
@@ -133,7 +133,7 @@ def parse(output: str) -> Inside:
     for line in output.splitlines():
         if line.startswith("{"):
             try:
-                found = json.loads(line)
+                found = parsed(line)
             except ValueError:
                 found = {}
         else:
