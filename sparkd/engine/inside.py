@@ -11,6 +11,7 @@ from typing import Any
 
 from sparkd.engine.container import Docker
 from sparkd.model.errors import SparkdError
+from sparkd.model.outside import parsed
 
 BUILD_METADATA_PATH = "/workspace/build-metadata.yaml"
 
@@ -34,7 +35,6 @@ exit 0
 
 PROBE = r"""
 import glob, json, os, re, sys
-from sparkd.model.outside import parsed
 root, build, wanted = sys.argv[1], sys.argv[2], sys.argv[3:]
 
 def text(path, most=65536):

@@ -180,7 +180,13 @@ def test_no_message_shows_what_stands_in_the_place_of_a_secret(tmp_path: Path) -
 
 def test_the_command_says_64_and_shows_no_traceback(tmp_path: Path) -> None:
     path = tmp_path / "sparkd.yaml"
-    for content in (DEEP_BY_ANCHORS.encode(), b"a: " + b"1" * 5000, b"cluster: \x1b]0;owned\x07", b"\xff", b'"\\e[2J": 1'):
+    for content in (
+        DEEP_BY_ANCHORS.encode(),
+        b"a: " + b"1" * 5000,
+        b"cluster: \x1b]0;owned\x07",
+        b"\xff",
+        b'"\\e[2J": 1',
+    ):
         path.write_bytes(content)
         argv = [sys.executable, "-m", "sparkd", "config", "check", "--config", str(path)]
         done = subprocess.run(argv, capture_output=True, cwd=ROOT, timeout=60, check=False)

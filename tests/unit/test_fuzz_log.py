@@ -24,10 +24,28 @@ LOGS = sorted([*(DATA / "field").glob("*.log"), *(DATA / "field" / "gb10").glob(
 
 pieces = st.one_of(
     st.binary(max_size=20),
-    st.sampled_from([b"\r", b"\n", b"\r\n", b"\x1b[32m", b"(EngineCore pid=12) ", b"INFO 01-02 03:04:05 [a.py:1] ", b"50%", b"1/2 [",
-                     b"9" * 5000, b"Loading safetensors checkpoint shards: ", b"\xff", b"\xc3", b"Error: ", b"KV cache size: 1,2 tokens",
-                     b"x" * 70_000, "é".encode(), b"INFO:     Application startup complete."]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            b"\r",
+            b"\n",
+            b"\r\n",
+            b"\x1b[32m",
+            b"(EngineCore pid=12) ",
+            b"INFO 01-02 03:04:05 [a.py:1] ",
+            b"50%",
+            b"1/2 [",
+            b"9" * 5000,
+            b"Loading safetensors checkpoint shards: ",
+            b"\xff",
+            b"\xc3",
+            b"Error: ",
+            b"KV cache size: 1,2 tokens",
+            b"x" * 70_000,
+            "é".encode(),
+            b"INFO:     Application startup complete.",
+        ]
+    ),
+)
 
 
 def state(progress: LaunchProgress) -> object:
@@ -58,7 +76,16 @@ def test_broken_logs_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [b"x" * 65536, b"\n" * 8192, b"\r" * 8192, b"(a pid=1) " * 6553, b"\x1b[3" * 16384, b"\xff" * 65536, b"1" * 65536, b"50%|" * 16384],
+    [
+        b"x" * 65536,
+        b"\n" * 8192,
+        b"\r" * 8192,
+        b"(a pid=1) " * 6553,
+        b"\x1b[3" * 16384,
+        b"\xff" * 65536,
+        b"1" * 65536,
+        b"50%|" * 16384,
+    ],
     ids=lambda block: repr(block[:8]),
 )
 def test_a_log_without_an_end_is_not_kept(block: bytes) -> None:
@@ -88,7 +115,9 @@ def test_a_bar_of_thousands_of_digits_is_no_bar() -> None:
     assert (event.kind, event.done, event.total) == ("progress", 23, 46)
 
 
-@pytest.mark.parametrize("odd", ["1", "a", "A", " ", "-", "a.", "1%", "1/1 ", "( pid=1", "[", "\x1b[", "Loading "], ids=repr)
+@pytest.mark.parametrize(
+    "odd", ["1", "a", "A", " ", "-", "a.", "1%", "1/1 ", "( pid=1", "[", "\x1b[", "Loading "], ids=repr
+)
 def test_a_long_line_takes_time_in_proportion(odd: str) -> None:
     def parse(size: int) -> None:
         log.parse_line((odd * size)[:size])
@@ -98,7 +127,30 @@ def test_a_long_line_takes_time_in_proportion(odd: str) -> None:
 
 # --- the catalogue --------------------------------------------------------------------------------
 
-PUMPS = ("1", "a", "A", "-", ".", "/", " ", "1.", "a.", "a-", "a_", "[", "(", "'", "=", ":", "a:", "1/1 ", "\\", "a b ", "1,", "ib")
+PUMPS = (
+    "1",
+    "a",
+    "A",
+    "-",
+    ".",
+    "/",
+    " ",
+    "1.",
+    "a.",
+    "a-",
+    "a_",
+    "[",
+    "(",
+    "'",
+    "=",
+    ":",
+    "a:",
+    "1/1 ",
+    "\\",
+    "a b ",
+    "1,",
+    "ib",
+)
 
 
 def pumps(regex: str) -> list[str]:
@@ -132,7 +184,9 @@ def test_no_pattern_of_the_catalogue_can_be_made_to_take_for_ever() -> None:
     assert not slow
 
 
-@pytest.mark.parametrize("odd", ["\\", "a", "1", " ", "[", "\x1b[", "&#1", "12:34:56 ", '{"log":', "-", "INFO ", "\\u00", "'"], ids=repr)
+@pytest.mark.parametrize(
+    "odd", ["\\", "a", "1", " ", "[", "\x1b[", "&#1", "12:34:56 ", '{"log":', "-", "INFO ", "\\u00", "'"], ids=repr
+)
 def test_bringing_a_line_into_one_form_takes_time_in_proportion(odd: str) -> None:
     def work(size: int) -> None:
         normalise.normalise((odd * size)[:size])
@@ -144,9 +198,57 @@ def test_bringing_a_line_into_one_form_takes_time_in_proportion(odd: str) -> Non
 
 SECRETS = st.one_of(
     st.text(max_size=8),
-    st.sampled_from(["api_key", "token", "--api-key", "=", ":", '"', "'", "[", "]", ",", "{", "}", "(", ")", "Authorization:", "Bearer", "sk-abcdefghijk", "hf_abcdefgh12345", "https://", "user", "@", "host", "?", "&", "sig=", "-----BEGIN", "SOME_KEY=", "password", "cookie:", "x-api-key", "eyJabcdefgh.", "[redacted]", "none", "a.b.", "-", "--", "_", ";", "secret", "pwd", "AKIAABCDEFGHIJKLMNOP", "S3cr3t", "1234567", "`", "basic"]),
+    st.sampled_from(
+        [
+            "api_key",
+            "token",
+            "--api-key",
+            "=",
+            ":",
+            '"',
+            "'",
+            "[",
+            "]",
+            ",",
+            "{",
+            "}",
+            "(",
+            ")",
+            "Authorization:",
+            "Bearer",
+            "sk-abcdefghijk",
+            "hf_abcdefgh12345",
+            "https://",
+            "user",
+            "@",
+            "host",
+            "?",
+            "&",
+            "sig=",
+            "-----BEGIN",
+            "SOME_KEY=",
+            "password",
+            "cookie:",
+            "x-api-key",
+            "eyJabcdefgh.",
+            "[redacted]",
+            "none",
+            "a.b.",
+            "-",
+            "--",
+            "_",
+            ";",
+            "secret",
+            "pwd",
+            "AKIAABCDEFGHIJKLMNOP",
+            "S3cr3t",
+            "1234567",
+            "`",
+            "basic",
+        ]
+    ),
     st.sampled_from(["\n", " ", "\0", '\\"', "\\\\'", "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"]),
-)  # fmt: skip
+)
 
 
 @given(st.lists(SECRETS, max_size=14).map("".join))
@@ -162,7 +264,10 @@ def test_redaction_is_done_once_and_for_all(text: str) -> None:
     cleaned.encode()
 
 
-@pytest.mark.parametrize("odd", ["a-", "key=[", "key='", "token: ", "sk-", "--api-key ", "a.b.key\\\"", "https://a:b@", "?key=", "eyJaaaaaaaa."])  # fmt: skip
+@pytest.mark.parametrize(
+    "odd",
+    ["a-", "key=[", "key='", "token: ", "sk-", "--api-key ", 'a.b.key\\"', "https://a:b@", "?key=", "eyJaaaaaaaa."],
+)
 def test_redaction_takes_time_in_proportion(odd: str) -> None:
     def work(size: int) -> None:
         redact.redact((odd * size)[:size])
