@@ -15,8 +15,25 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.opt_in import LEFT_OUT, leave_out
+
+REAL_ENGINE = "--real-engine"
+
 settings.register_profile("sparkd", deadline=None)  # no test asserts on time, and a slow machine is no failure
 settings.load_profile("sparkd")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(REAL_ENGINE, action="store_true", help="also tests/real_engine: the real vLLM in the lab, 3 GB, once")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    real = [item for item in items if item.path.parent.name == "real_engine"]
+    for item in real:
+        item.add_marker("real_engine")
+    if not config.getoption(REAL_ENGINE):
+        leave_out(config, items, real, "tests/real_engine: nobody asked for the real vLLM; scripts/test --real-engine runs it")
 
 
 def _skipped(reporter: pytest.TerminalReporter) -> Iterator[tuple[str, str]]:
@@ -38,6 +55,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_out := terminalreporter.config.stash.get(LEFT_OUT, []):
+        terminalreporter.section("was not asked for")
+        for line in left_out:
+            terminalreporter.write_line(line)
     lines = [f"{test}: {reason}" for test, reason in _skipped(terminalreporter)]
     if not lines:
         return

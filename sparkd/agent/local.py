@@ -21,6 +21,10 @@ ANSWER_MAX_S = 10.0
 LINE_MAX_BYTES = 4 * 1024 * 1024
 
 
+class DeniedError(UnreachableError):
+    """There may well be a daemon; this user may not ask it."""
+
+
 def ask(path: Path, verb: str, *, timeout_s: float = ANSWER_MAX_S, **fields: Any) -> dict[str, Any]:
     """The daemon's one answer (the first, where it has more).
 
@@ -70,7 +74,7 @@ def _connected(path: Path, limit_s: float) -> socket.socket:
         ) from None
     except PermissionError:
         connection.close()
-        raise UnreachableError(no_member(os.getuid(), GROUP), where=str(path), hint=how_to_join(GROUP)) from None
+        raise DeniedError(no_member(os.getuid(), GROUP), where=str(path), hint=how_to_join(GROUP)) from None
     except OSError as error:
         connection.close()
         raise UnreachableError(

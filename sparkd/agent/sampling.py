@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from sparkd.agent.loop import Agent
+from sparkd.control import wedge
 from sparkd.control.state import NodeState
 from sparkd.doctor import boot_end, last_boot
 from sparkd.host import gpu, samples
@@ -96,6 +97,8 @@ class Sampler:
             heard, again_s = _ask_gpu()
             self._gpu = None  # never an old answer with a new time
             self._gpu_at, self._gpu = asked_at, heard
+            if heard is not None:  # with short limits a verdict on a hang would be due before the GPU was heard again
+                again_s = min(again_s, self._agent.me.limits.hang_max_s * wedge.ASKED_SHARE)
             self._gpu_due = monotonic() + again_s
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparkd.agent.effects import Effects
+from sparkd.control import cluster
 from sparkd.control import node as control
 from sparkd.control.state import NodeState, Peer
 from sparkd.model.report import Intent, Phase, launch_id
@@ -34,7 +35,7 @@ def status(s: NodeState, effects: Effects, now: float) -> Status:
         retry_in_s=retry_at - now if waiting_to_retry else None,
         restarts_left=max(0, s.me.limits.restarts_max - s.restarts_used) if s.me.is_head else None,
         blocked=s.blocked,
-        waiting=s.waiting,
+        waiting=s.waiting or cluster.held_up(s),
         pending=effects.pending or None,
         endpoint=f"http://{lan}:{head.api_port}/v1",
         launch_id=launch_id(s.me.boot_id, s.launch.epoch) if s.launch else None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sparkd.agent import local
 from sparkd.cli import daemon, output
 from sparkd.cli.options import config_option, node_option
 from sparkd.model.errors import UnreachableError
@@ -28,6 +29,8 @@ def clean(dry_run: bool, config_path: Path, node: str | None, as_json: bool) -> 
     """
     try:
         lines = [str(line) for line in daemon.ask("clean", timeout_s=CLEAN_MAX_S, dry_run=dry_run)["lines"]]
+    except local.DeniedError:
+        raise
     except UnreachableError as error:
         lines = _without_daemon(config_path, node, dry_run=dry_run)
         output.note(f"done without the daemon: {error.message}")

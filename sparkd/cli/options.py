@@ -31,7 +31,7 @@ def key_option(function: Function) -> Function:
     return click.option(
         "--key",
         "key_path",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),  # who may not read it is told so in our words
         default=KEY_PATH,
         show_default=True,
         metavar="PATH",

@@ -199,6 +199,15 @@ def _differs(s: NodeState, rank: int) -> Finding | None:
     return mismatch(s.digests, _digests_of(report), s.me.node, s.me.names[rank])
 
 
+def held_up(s: NodeState) -> Finding | None:
+    """What a person has to make equal before the barrier can open, as far as this node can tell: both ends are armed."""
+    if s.phase is not Phase.ARMED:
+        return None
+    if not s.me.is_head:
+        return differs_from_head(s) if s.intent.head_phase is Phase.ARMED and s.intent.epoch == s.epoch else None
+    return next((finding for rank in s.me.workers if (finding := _differs(s, rank)) is not None), None)
+
+
 def differs_from_head(s: NodeState) -> Finding | None:
     """Between this worker and the head. The head does not look again once the barrier is open: this is what opened it."""
     return mismatch(s.digests, _digests_of(s.intent), s.me.node, s.me.names[0])
@@ -288,7 +297,7 @@ def publish(s: NodeState) -> NodeState:
             "version": s.me.version,
             "serving": proven and s.intent.epoch == s.epoch,
             "progress": s.progress if s.phase.has_engine else Progress(),
-            "doubt": s.doubt and s.phase is Phase.SERVING,
+            "doubt": s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),
         }
     )
     return s if intent == s.intent else replace(s, intent=intent)

@@ -359,6 +359,9 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
         # It served before the daemon did, and its counters move: busy with others' work, not broken (invariant 8).
         s, asked = _ask(replace(s, since=now), Phase.PROVING, now)
         return s, [Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"), *asked]
+    if s.phase is Phase.PROVING and finding.id == "endpoint.timeout" and serving.may_still_work(s, now):
+        s, asked = _ask(s, Phase.PROVING, now)
+        return s, [Note(finding.id, f"the proof was not answered, and the engine may still work: {finding.says}; again"), *asked]
     return lose(s, finding, now)
 
 
@@ -467,6 +470,8 @@ def _loading(s: NodeState, now: float) -> Steps | None:
 def _proving(s: NodeState, now: float) -> Steps | None:
     if not s.me.is_head and s.intent.serving:
         return _enter(s, Phase.SERVING, now, [])
+    if s.me.is_head and not s.doubt and serving.is_proof_late(s, now):
+        return replace(s, doubt=True), []
     return _peer_gone(s, now)
 
 

@@ -75,6 +75,19 @@ def canary_back(s: NodeState, event: CanaryBack, now: float) -> Steps:
     return replace(s, canary_done_at=None), [Note(finding.id, f"a canary failed: {finding.says}; asking once more")]
 
 
+def is_proof_late(s: NodeState, now: float) -> bool:
+    """The proof takes so long that every node should look at its part of the engine."""
+    return now - s.since > s.me.limits.hang_max_s * wedge.DOUBT_SHARE
+
+
+def may_still_work(s: NodeState, now: float) -> bool:
+    """A proof that timed out: the first request of all is what sets compilations off. One that served before the daemon
+    did is left alone for as long as a serving one would be where nothing can be seen (invariant 8)."""
+    limits, adopted = s.me.limits, s.launch is not None and s.launch.adopted
+    patience_s = limits.work_max_s if s.worked_at > s.since else limits.hang_blind_max_s if adopted else 0.0
+    return now - s.since <= patience_s
+
+
 def watch(s: NodeState, now: float) -> Steps | None:
     """What the head does about an engine that serves, as time passes."""
     verdict = wedge.judge(signals(s, now), s.me.limits)

@@ -95,8 +95,16 @@ def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:
     return (state.id,) if state is not None and state.made_for(plan.cluster) else ()
 
 
+def thaw(plan: Plan, docker: Docker) -> None:
+    """Unpauses our container: frozen processes take no signal, on cgroup v1 not even SIGKILL, and what is to end has to run."""
+    state = docker.inspect(plan.container.name)
+    if state is not None and state.status == "paused" and state.made_for(plan.cluster):
+        docker.unpause(plan.container.name)
+
+
 def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:
     """Returns what was done, in one sentence. Raises FindingError where the node is not fit for a launch."""
+    thaw(plan, docker)
     found = survey(plan, docker)
     did = [_end_stale(found)]
     did += [f"process {process.pid} {process.name} left alone: {why}" for process, why in found.foreign]

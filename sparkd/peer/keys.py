@@ -93,9 +93,8 @@ def _read_private(path: Path) -> str:
                 )
             return file.read(KEY_FILE_MAX_BYTES).decode("ascii")
     except OSError as error:
-        raise ConfigError(
-            f"the cluster key cannot be read: {error.strerror}", where=str(path), hint=_how_to()
-        ) from error
+        hint = "it is root's alone: sudo sparkd ..." if isinstance(error, PermissionError) else _how_to()
+        raise ConfigError(f"the cluster key cannot be read: {error.strerror}", where=str(path), hint=hint) from error
     except UnicodeDecodeError:
         raise ConfigError("the cluster key is not hexadecimal text", where=str(path), hint=_how_to()) from None
 

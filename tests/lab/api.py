@@ -192,6 +192,15 @@ class Lab:
         ]
         node.run(install, timeout_s=300)
 
+    def furnish(self, node: str, *, image: bool) -> None:
+        """Set up a running node that has nothing of ours, as for the first time: with the image of the container or not."""
+        base = layers.build(self.places)
+        if image:
+            self._load_image(self.node(node), self.image(base))
+        self._copy_checkout(self.node(node))
+        self._configure(self.node(node))
+        self._install(self.node(node))
+
     # -- around the nodes ----------------------------------------------------------------------------------------
 
     def client(self, argv: list[str], *, timeout_s: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 
 from . import faults
 from .host import LabError
-from .pair import MODEL, NODES, Pair
-from .real_engine import MODEL as REAL_MODEL
+from .pair import NODES, Pair
 from .schedule import Kind
 
 Change = Callable[[Pair, str], None]
 
-CONTAINERS = {MODEL: "vllm_ds4", REAL_MODEL: "vllm_tiny"}
+CONTAINER = "vllm_ds4"  # of both recipes
 MODELS = "/home/milo/models"
 STATE = "/var/lib/sparkd"
 POWER = {node: threading.RLock() for node in NODES}  # two hands on one switch would wait for each other's boot
@@ -41,8 +40,7 @@ def nothing(pair: Pair, node: str) -> None:
 
 def sh(script: str, *, timeout_s: float = 60) -> Change:
     def change(pair: Pair, node: str) -> None:
-        container = CONTAINERS.get(pair.model, CONTAINERS[MODEL])
-        pair.lab.node(node).run(f"set -eu\ncontainer={container}\n{script}", timeout_s=timeout_s)
+        pair.lab.node(node).run(f"set -eu\ncontainer={CONTAINER}\n{script}", timeout_s=timeout_s)
 
     return change
 

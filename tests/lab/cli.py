@@ -10,7 +10,7 @@ from . import faults, network
 from .api import Lab
 from .host import LabError, Unusable
 from .machine import ENVIRONMENT, Node, supervise
-from .places import CHECKOUT, NODES, lan_address, link_address
+from .places import CHECKOUT, NODES, Places, lan_address, link_address
 from .real_engine import RealLab
 
 USAGE = """\
@@ -69,13 +69,13 @@ def become_root(arguments: Sequence[str], script: str = "scripts/lab") -> None:
         raise LabError("the lab needs root, and there is no sudo here: run it as root") from error
 
 
-def the_lab() -> Lab:
+def the_lab(places: Places | None = None) -> Lab:
     """The lab that the environment asks for. Raises LabError."""
     match os.environ.get("SPARKD_LAB_ENGINE", "simulated"):
         case "simulated":
-            return Lab()
+            return Lab(places)
         case "real":
-            return RealLab()
+            return RealLab(places)
         case other:
             raise Unusable(f"SPARKD_LAB_ENGINE={other}: expected simulated or real")
 

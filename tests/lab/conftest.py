@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.lab.api import Lab
 from tests.lab.pair import START_S, STOP_SCALE, Pair
+from tests.opt_in import leave_out
 
-REAL_ENGINE = "SPARKD_LAB_REAL_ENGINE"
 SLOW = "SPARKD_LAB_SLOW"
 
 
@@ -19,26 +18,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "tests/lab" in str(item.path):
             item.add_marker("lab")
-    if os.environ.get(REAL_ENGINE) != "1":
-        real = [item for item in items if item.path.name == "test_real_engine.py"]
-        _leave_out(
-            config, items, real, f"tests/lab/test_real_engine.py: it fetches 3 GB, once; {REAL_ENGINE}=1 runs it"
-        )
     if os.environ.get(SLOW) != "1":
         slow = [item for item in items if item.get_closest_marker("slow")]
         for item in slow:
-            _leave_out(config, items, [item], f"{item.nodeid}: it takes minutes by nature; {SLOW}=1 runs it")
-
-
-def _leave_out(config: pytest.Config, items: list[pytest.Item], unwanted: list[pytest.Item], why: str) -> None:
-    """Nobody asked for it: left out and said so, which is no failure under CI as a test that cannot run would be."""
-    if not unwanted:
-        return
-    items[:] = [item for item in items if item not in unwanted]
-    config.hook.pytest_deselected(items=unwanted)
-    if told := os.environ.get("SPARKD_TEST_NOT_RUN"):
-        with Path(told).open("a", encoding="utf-8") as file:
-            file.write(f"{why}\n")
+            leave_out(config, items, [item], f"{item.nodeid}: it takes minutes by nature; {SLOW}=1 runs it")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import network
+from . import network, shifted_clock
 from .container_image import SIMULATION
 from .host import LabError, Unusable, run
 from .machine import Node
@@ -20,7 +20,11 @@ from .places import LINK_MTU
 ENGINE_FAULTS = SIMULATION / "opt/vllm-sim/faults.txt"  # `name: description`, one per line
 ENGINE_DIRECTORY = "/var/lib/sparkd-lab/faults"
 STATE_DIRECTORY = "/var/lib/sparkd"
+LOG_DIRECTORY = "/var/log/sparkd"
 FULL_DISK = "/run/lab-disk-full"
+FULL_LOGS = "/run/lab-logs-full"
+MEMINFO = "/var/lib/sparkd-lab/meminfo"
+MEMORY_DROP_IN = "/etc/systemd/system/sparkd.service.d/lab-memory-short.conf"
 SEGMENTS = "/dev/shm/psm_1abde4d0 /dev/shm/psm_1abde4d1 /dev/shm/sem.mp-1abde4d0"  # names as Python's shm makes them
 RENDEZVOUS_PORT = 29501
 
@@ -62,6 +66,14 @@ def filter_wire(action: str, rule: str) -> Callable[[Node], None]:
     return change
 
 
+def _memory_short(node: Node) -> None:
+    """The machine's memory belongs to others as well: only what sparkd reads of it is changed. The file stays the same,
+    for its unit has it mounted: it reads of memory that came back there too."""
+    node.run(f"sed -E 's/^(MemFree|MemAvailable|Cached): .*/\\1: 65536 kB/' /proc/meminfo >{MEMINFO}")
+    node.write(MEMORY_DROP_IN, f"[Service]\nBindReadOnlyPaths={MEMINFO}:/proc/meminfo\n")
+    node.run("systemctl daemon-reload; ! systemctl is-active -q sparkd || systemctl restart sparkd")
+
+
 HOST_FAULTS = {
     "docker-down": Fault(
         "Docker is stopped, its socket too",
@@ -87,6 +99,35 @@ HOST_FAULTS = {
         ),
         inside(f"umount --lazy {STATE_DIRECTORY}"),
         until_boot=True,
+    ),
+    "log-disk-full": Fault(
+        f"no room is left in {LOG_DIRECTORY}, not for the engine that lives either; what is written there meanwhile is lost",
+        inside(
+            f"mkdir -p {FULL_LOGS} {LOG_DIRECTORY}/engine\n"
+            f"mount -t tmpfs -o size=1m,mode=0750 lab-logs-full {FULL_LOGS}\n"
+            f"mkdir {FULL_LOGS}/engine; cat /dev/zero >{FULL_LOGS}/.filler 2>/dev/null || :\n"
+            f"mount --bind {FULL_LOGS} {LOG_DIRECTORY}\n"
+            f"umount {FULL_LOGS}\n"
+            # Whoever keeps a log open writes on to the disk of before: it has to open it anew.
+            "for pid in $(pgrep -x cat); do grep -q sparkd-engine.service /proc/$pid/cgroup && kill $pid; done || :"
+        ),
+        inside(f"umount --lazy {LOG_DIRECTORY}"),
+        until_boot=True,
+    ),
+    "memory-short": Fault(
+        "for sparkd, hardly any memory is free",
+        _memory_short,
+        inside(f"rm -f {MEMORY_DROP_IN}; systemctl daemon-reload; cat /proc/meminfo >{MEMINFO}"),
+    ),
+    "clock-ahead": Fault(
+        "for sparkd, the time of day is an hour ahead",
+        lambda node: shifted_clock.shift(node, 3600),
+        shifted_clock.put_right,
+    ),
+    "clock-behind": Fault(
+        "for sparkd, the time of day is an hour behind",
+        lambda node: shifted_clock.shift(node, -3600),
+        shifted_clock.put_right,
     ),
     "stale-worker": Fault(
         f"a leftover VLLM::Worker_TP0 outside any container holds port {RENDEZVOUS_PORT}",

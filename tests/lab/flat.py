@@ -17,6 +17,7 @@ HOUR_S = 3600.0
 
 class Verdict(StrEnum):
     FLAT = "flat"
+    MEDIANS = "flat, by medians"  # it jumps too much for a slope; the first and the last third are alike
     FALLS = "falls"
     GROWS = "grows"
     UNCLEAR = "cannot tell"  # too few readings, or too uncertain to be told from the tolerance
@@ -28,6 +29,7 @@ class Trend:
 
     points: int
     lives: int
+    hours: float  # from the first reading to the last
     lowest: float
     highest: float
     first: float  # median of the first third of all readings
@@ -48,6 +50,7 @@ def trend(points: Sequence[Point], *, warm_up_s: float) -> Trend | None:
     return Trend(
         points=len(kept),
         lives=sum(1 for life in lives if life),
+        hours=(kept[-1].t_s - kept[0].t_s) / HOUR_S,
         lowest=min(values),
         highest=max(values),
         first=statistics.median(values[:third]),
@@ -80,7 +83,8 @@ def _slope(lives: Sequence[Sequence[Point]]) -> tuple[float | None, float | None
 
 
 def judge(found: Trend | None, per_hour_max: float) -> Verdict:
-    """By the slope and its uncertainty: flat only where both together stay within the tolerance."""
+    """By the slope and its uncertainty: flat where both together stay within the tolerance. A count that jumps with what the
+    node does has no such slope in less than hours: then by the medians, which a leak moves."""
     if found is None or found.per_hour is None or found.error is None:
         return Verdict.UNCLEAR
     low, high = found.per_hour - found.error, found.per_hour + found.error
@@ -88,4 +92,6 @@ def judge(found: Trend | None, per_hour_max: float) -> Verdict:
         return Verdict.GROWS
     if high < -per_hour_max:
         return Verdict.FALLS
-    return Verdict.FLAT if high <= per_hour_max and low >= -per_hour_max else Verdict.UNCLEAR
+    if high <= per_hour_max and low >= -per_hour_max:
+        return Verdict.FLAT
+    return Verdict.MEDIANS if abs(found.last - found.first) <= per_hour_max * found.hours else Verdict.UNCLEAR

@@ -175,6 +175,13 @@ class Node:
             return self.run(["cat", "/proc/sys/kernel/random/boot_id"], check=False).stdout.strip()
         return ""
 
+    def forget(self, *directories: str) -> None:
+        """Empty parts of the disk of a node that is off."""
+        if self.is_on():
+            raise LabError(f"{self.name} is on: its disk is in use")
+        for directory in directories:
+            shutil.rmtree(self.home / "upper" / directory, ignore_errors=True)
+
     def destroy(self) -> None:
         """End every process of the node, in whatever state it is. Raises LabError where one does not die."""
         self.group.kill()

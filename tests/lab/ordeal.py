@@ -17,7 +17,7 @@ from .breakages import Breakage, catalogue, mend_everything
 from .host import LabError, say
 from .pair import NODES, Pair, Traffic, wait_for
 from .schedule import Schedule, Strike
-from .witness import Witness
+from .witness import Witness, status
 
 HEAD = NODES[0]
 BLOCKED_FOR_GOOD_S = 40.0  # a blocked node looks again every 2 s: what is mended unblocks it within this
@@ -144,8 +144,8 @@ class Ordeal:
         """A stop is the operator's word, and so is its end: a schedule's may have been said to a node that was off."""
         if any(strike.fault == "operator-stop" for strike in self._schedule.strikes):
             with contextlib.suppress(AssertionError, LabError):
-                wait_for("status", lambda: self._pair.status(HEAD), max_s=60)
-                if self._pair.status(HEAD).get("run") is False:
+                wait_for("status", lambda: status(self._pair, HEAD), max_s=60)
+                if status(self._pair, HEAD).get("run") is False:
                     self._pair.run(HEAD, "sparkd start", check=False)
 
     # --- the end ---
@@ -155,9 +155,9 @@ class Ordeal:
         blocked_since: float | None = None
         known = ""
         while time.monotonic() < deadline:
-            statuses = {node: self._pair.status(node) for node in NODES}
-            if self._serves(statuses):
+            if serves(self._pair):
                 return "serving"
+            statuses = {node: status(self._pair, node) for node in NODES}
             blocked = next(
                 (s["blocked"] | {"node": n} for n, s in statuses.items() if s.get("phase") == "blocked"), None
             )
@@ -167,27 +167,11 @@ class Ordeal:
             for_good = blocked_since is not None and time.monotonic() - blocked_since > BLOCKED_FOR_GOOD_S
             if blocked is not None and (blocked["id"] == CRASH_LOOP or for_good):
                 return self._blocked(blocked)
-            time.sleep(0.5)
-        reasons = "; ".join(f"{node}: {self._pair.status(node).get('reason', 'no answer')}" for node in NODES)
+            time.sleep(1)
+        reasons = "; ".join(f"{node}: {status(self._pair, node).get('reason', 'no answer')}" for node in NODES)
         within = f"{self._limits.ends_max_s:.0f} s after the faults"
         self._outcome.complaints.append(f"neither serving nor blocked {within}: {reasons}")
         return "neither"
-
-    def _serves(self, statuses: dict[str, dict[str, Any]]) -> bool:
-        """Both say so, a client in the LAN gets an answer, and a moment later it is still so."""
-        epochs = {status.get("epoch") for status in statuses.values()}
-        if [status.get("phase") for status in statuses.values()] != ["serving"] * len(NODES) or len(epochs) != 1:
-            return False
-        if not self._answers():
-            return False
-        time.sleep(SERVES_STEADILY_S)
-        again = [self._pair.status(node) for node in NODES]
-        return all(s.get("phase") == "serving" and {s.get("epoch")} == epochs for s in again) and self._answers()
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(LabError, KeyError, ValueError, TypeError):
-            return bool(self._pair.chat(timeout_s=30)["content"])
-        return False
 
     def _blocked(self, blocked: dict[str, Any]) -> str:
         """It may be blocked where its reason is true; a person who reads it and says start has a pair that serves."""
@@ -197,7 +181,7 @@ class Ordeal:
             )
         self._pair.run(HEAD, "sparkd start", check=False)
         deadline = time.monotonic() + self._limits.ends_max_s
-        while not self._serves({node: self._pair.status(node) for node in NODES}):
+        while not serves(self._pair):
             if time.monotonic() > deadline:
                 self._outcome.complaints.append(f"blocked ({blocked['id']}), and `sparkd start` did not make it serve")
                 break
@@ -250,7 +234,7 @@ class Ordeal:
     def _story(self, since: float) -> str:
         lines = []
         for node in NODES:
-            lines.append(f"--- {node}: {self._pair.status(node).get('reason', 'no answer')}")
+            lines.append(f"--- {node}: {status(self._pair, node).get('reason', 'no answer')}")
             with contextlib.suppress(Exception):
                 start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 2))
                 lines += [
@@ -261,16 +245,38 @@ class Ordeal:
         return "\n".join(lines)
 
 
+def serves(pair: Pair) -> bool:
+    """Both say so, a client in the LAN gets an answer, and a moment later it is still so."""
+    epoch = _claimed(pair)
+    if epoch is None or not _answers(pair):
+        return False
+    time.sleep(SERVES_STEADILY_S)
+    return _claimed(pair) == epoch and _answers(pair)
+
+
+def _claimed(pair: Pair) -> int | None:
+    """The epoch that both nodes say to serve."""
+    told = {(found.get("phase"), found.get("epoch")) for found in (status(pair, node) for node in NODES)}
+    (phase, epoch) = next(iter(told))
+    return epoch if len(told) == 1 and phase == "serving" else None
+
+
+def _answers(pair: Pair) -> bool:
+    with contextlib.suppress(LabError, KeyError, ValueError, TypeError):
+        return bool(pair.chat(timeout_s=30)["content"])
+    return False
+
+
 def ready(pair: Pair) -> None:
     """The pair serves, whatever the schedule before has left; a pair that does not come back by itself loses its power and
     its state."""
     for attempt in (1, 2):
         try:
             mend_everything(pair)
-            wait_for("status", lambda: pair.status(HEAD), max_s=60)
-            if pair.status(HEAD).get("phase") != "serving":
+            wait_for("status", lambda: status(pair, HEAD), max_s=60)
+            if status(pair, HEAD).get("phase") != "serving":
                 pair.run(HEAD, "sparkd start", check=False)
-            pair.wait_serving(max_s=pair.serves_max_s)
+            wait_for("serving pair", lambda: serves(pair), max_s=pair.serves_max_s, every_s=1)
             return
         except (AssertionError, LabError) as error:
             if attempt == 2:
@@ -285,9 +291,13 @@ def ready(pair: Pair) -> None:
 def endure(pair: Pair, schedule: Schedule, *, real_engine: bool = False) -> Outcome:
     """One schedule from a pair that serves to its end. Raises LabError where the lab itself fails."""
     ready(pair)
-    return Ordeal(
-        pair, schedule, limits=REAL if real_engine else Limits(), breakages=catalogue(real_engine=real_engine)
-    ).run()
+    limits = REAL if real_engine else Limits()
+    try:
+        return Ordeal(pair, schedule, limits=limits, breakages=catalogue(real_engine=real_engine)).run()
+    finally:
+        for node in NODES:
+            with contextlib.suppress(LabError):
+                strangers.take_away(pair, node)
 
 
 def as_json(outcome: Outcome) -> str:

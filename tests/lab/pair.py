@@ -157,12 +157,10 @@ class Pair:
         self.run(node, f"kill -9 {pids[0]}")
         return pids[0]
 
-    def engine_log(self, node: str, since: float = 0.0) -> str:
-        """What the newest launch that began after `since` (wall clock) has said on this node, read from its disk: empty
-        where there is none yet."""
+    def engine_logs(self, node: str) -> dict[str, str]:
+        """Name -> what it has said, of each launch on this node whose log is kept: read from the node's disk."""
         logs = (self.lab.node(node).home / "upper/var/log/sparkd/engine").glob("*.log")
-        newer = [(file.stat().st_mtime, file) for file in logs if file.stat().st_mtime >= since]
-        return max(newer)[1].read_text(errors="replace") if newer else ""
+        return {file.name: file.read_text(errors="replace") for file in logs}
 
     @contextlib.contextmanager
     def traffic(self, *, streams: int = 3, max_s: float = 90, max_tokens: int = 400) -> Iterator[Traffic]:

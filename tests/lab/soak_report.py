@@ -34,7 +34,9 @@ def verdict(row: Row) -> Verdict:
     """Of both nodes together: the worse one."""
     gauge, trends = row
     found = [flat.judge(trend, gauge.per_hour_max) for trend in trends.values()]
-    return next((one for one in (Verdict.GROWS, Verdict.UNCLEAR, Verdict.FALLS) if one in found), Verdict.FLAT)
+    return next(
+        (one for one in (Verdict.GROWS, Verdict.UNCLEAR, Verdict.FALLS, Verdict.MEDIANS) if one in found), Verdict.FLAT
+    )
 
 
 def cell(trend: Trend | None) -> str:
@@ -97,7 +99,8 @@ def section(soak: Soak, machine: str) -> str:
             f"Written by `scripts/bench --soak {soak.minutes:g} --write`: {soak.minutes:g} minutes in the lab, {machine}.",
             "Read from outside every 10 s on both nodes. First → last third (medians), lowest and highest of all readings;",
             "the slope an hour by least squares with twice its standard error, within each life of the daemon (or boot) after",
-            "10 minutes; what belongs to the node alone: over the second half. Flat: slope and error stay within the tolerance.",
+            "10 minutes; what belongs to the node alone: over the second half. Flat: slope and error stay within the tolerance;",
+            "by medians: it jumps too much for a slope, and the first and the last third differ by no more than the tolerance.",
             "",
             *table(soak),
             "",

@@ -15,11 +15,8 @@ from .api import Lab
 from .host import LabError, say
 from .pair import Pair
 from .places import Places
-from .real_engine import MODEL as REAL_MODEL
-from .real_engine import RealLab
+from .real_engine import RealLab, pair_of
 from .schedule import Schedule
-
-REAL_SERVES_MAX_S = 300.0
 
 
 def main(argv: Sequence[str], usage: str) -> int:
@@ -77,7 +74,7 @@ def make_pair(real: bool) -> Pair:
             Places("real", places.state.with_name("real"), places.cache) if places.name == "lab" else places
         )
         lab.up()
-        return Pair(lab, model=REAL_MODEL, answer_tokens=64, serves_max_s=REAL_SERVES_MAX_S)
+        return pair_of(lab)
     lab = Lab(places)
     lab.up()
     pair = Pair(lab)

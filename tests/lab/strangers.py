@@ -70,6 +70,12 @@ def plant(pair: Pair, node: str) -> Strangers:
     return planted
 
 
+def take_away(pair: Pair, node: str) -> None:
+    """Whoever counts the processes of a node later would find one that is no engine of ours."""
+    script = f"systemctl stop {UNIT}; docker rm -f {CONTAINER}; rm -f {OPEN_SEGMENT} {OWN_SEGMENT}"
+    pair.lab.node(node).run(script, check=False)
+
+
 def look(pair: Pair, node: str) -> Strangers:
     return Strangers(node, json.loads(pair.lab.node(node).run(["/usr/bin/python3", "-IS", "-c", LOOK]).stdout))
 

@@ -91,3 +91,18 @@ def test_nothing_half_written_lies_about(pair: Pair, soaked: object) -> None:
             pair.run(node, "find /var/lib/sparkd /var/log/sparkd /run/sparkd -name '*.new' -o -name '*.corrupt'") == ""
         )
         assert int(pair.run(node, "ls /var/lib/sparkd/baselines | wc -l")) <= BASELINES_KEPT
+
+
+def test_a_chatty_engine_does_not_fill_the_disk(serving: Pair) -> None:
+    """The log of the launch that serves grows beyond its limit: it is shortened, and the engine writes on into it."""
+    log = f"/var/log/sparkd/engine/{serving.status()['launch_id']}.log"
+    first = serving.run("spark1", f"head -n 1 {log}")
+    serving.run("spark1", f"yes 'INFO: 127.0.0.1 POST /v1/chat/completions 200 OK' | head -c 80000000 >>{log}")
+    wait_for("a shortened log", lambda: "engine.log-shortened" in serving.event_ids("spark1"), max_s=180, every_s=2)
+    assert int(serving.run("spark1", f"stat -c %s {log}")) < 4_000_000
+    assert int(serving.run("spark1", "du -sm /var/log/sparkd/engine | cut -f 1")) < 100
+    assert serving.run("spark1", f"head -n 1 {log}") == first
+    end = serving.run("spark1", f"stat -c %s {log}")
+    serving.chat("Say something that is logged.")
+    wait_for("a new line of the engine", lambda: serving.run("spark1", f"stat -c %s {log}") != end, max_s=30)
+    assert serving.run("spark1", f"tail -c 2000 {log} | tr -d '\\0' | wc -c").strip() == "2000", "a hole"

@@ -36,13 +36,30 @@ def fault(pair: Pair, node: str, name: str) -> Iterator[None]:
         pair.lab.fault(node, name, False)
 
 
+@contextmanager
+def gpu(pair: Pair, node: str, percent: int, watts: int) -> Iterator[None]:
+    """What the lab's nvidia-smi says of this node."""
+    program = "/usr/local/bin/nvidia-smi"
+    shown = f"s/(utilization.gpu .*) echo 0 /\\1 echo {percent} /; s/echo 11.00 /echo {watts} /"
+    pair.run(node, f"cp -p {program} /run/nvidia-smi && sed -E -i '{shown}' {program}")
+    try:
+        asked = pair.run(
+            node, f"{program} --query-gpu=utilization.gpu,power.draw --format=csv,noheader,nounits"
+        ).strip()
+        assert asked == f"{percent}, {watts}"
+        yield
+    finally:
+        pair.run(node, f"cp -p /run/nvidia-smi {program}")
+
+
 class Request(threading.Thread):
     """A client in the LAN that has patience: a prompt of so many words, made by its shell."""
 
-    def __init__(self, pair: Pair, words: int, *, max_s: float) -> None:
+    def __init__(self, pair: Pair, words: int, *, tokens: int = 8, max_s: float) -> None:
         super().__init__(daemon=True)
         self._pair, self.answer = pair, ""
-        body = f'{{"model": "{pair.model}", "max_tokens": 8, "prompt": "\'"$(yes word | head -{words} | tr "\\n" " ")"\'"}}'
+        prompt = f"'\"$(yes word | head -{words} | tr '\\n' ' ')\"'"
+        body = f'{{"model": "{pair.model}", "max_tokens": {tokens}, "ignore_eos": true, "prompt": "{prompt}"}}'
         post = f"curl -sS -m {max_s:g} -H 'Content-Type: application/json' -d @- {ENDPOINT}/v1/completions"
         self._script = f"printf '%s' '{body}' | {post}"
         self.start()
@@ -103,18 +120,36 @@ def test_the_first_compilation_of_a_shape_goes_on(serving: Pair, node: str) -> N
 
 
 def test_a_full_cache_with_progress_goes_on(serving: Pair) -> None:
+    """Room for two or three of eight: the others wait, some are thrown out, and tokens are made all the while."""
     epoch = serving.epoch()
-    with turned(serving, "spark1", "kv_tokens", 900), serving.traffic(streams=8, max_s=2 * HANG_S + 10) as traffic:
-        metrics = (
-            f"curl -s {ENDPOINT}/metrics | grep -E '^vllm:num_(requests_waiting|preemptions_total)' | grep -cv ' 0.0$'"
-        )
+    shown = f"curl -s {ENDPOINT}/metrics | grep -cE '^vllm:num_(requests_waiting|preemptions_total)\\{{.* [1-9]'"
+    with turned(serving, "spark1", "kv_tokens", 900), turned(serving, "spark1", "tokens_per_s", 20):
+        requests = [Request(serving, 100, tokens=300, max_s=300) for _ in range(8)]
         wait_for(
-            "waiting requests, thrown out before",
-            lambda: serving.lab.client(["bash", "-c", metrics], check=False).stdout.strip() == "2",
-            max_s=30,
+            "waiting requests, and some that were thrown out",
+            lambda: serving.lab.client(["bash", "-c", shown], check=False).stdout.strip() == "2",
+            max_s=40,
         )
-        wait_for("progress for long", lambda: traffic.answered > 20, max_s=2 * HANG_S + 60)
-    assert (serving.epoch(), hung(serving, epoch), traffic.failed) == (epoch, [], [])
+        for request in requests:
+            request.result(300)
+    assert (serving.epoch(), hung(serving, epoch)) == (epoch, [])
+    serving.wait_serving()
+
+
+def test_a_gpu_that_draws_power_works_though_nothing_moves(serving: Pair) -> None:
+    """A prefill in one step: nothing is counted for longer than a blind head would wait, and the GPU is at 45 W."""
+    epoch = serving.epoch()
+    with gpu(serving, "spark1", 96, 45):
+        with fault(serving, "spark2", "hang-requests"):
+            request = Request(serving, 5, max_s=300)
+            wait_for(
+                "the GPU as the reason",
+                lambda: "busy: " in (said := str(serving.status().get("reason"))) and "96 % busy at 45 W" in said,
+                max_s=60,
+            )
+            request.join(BLIND_S + 15)
+            assert (serving.epoch(), hung(serving, epoch)) == (epoch, [])
+        request.result(60)
     serving.wait_serving()
 
 
@@ -136,6 +171,16 @@ def test_a_hang_ends_the_epoch_while_health_says_200(serving: Pair, node: str, l
     serving.wait_serving(newer_than=epoch)
     if request is not None:
         request.join(70)
+
+
+def test_a_silent_spin_is_told(serving: Pair) -> None:
+    epoch = serving.epoch()
+    with gpu(serving, "spark1", 95, 20), fault(serving, "spark2", "hang-requests"):
+        said = wait_for(
+            "the verdict", lambda: hung(serving, epoch), max_s=LIMITS["canary_interval_s"] + BLIND_S + SLACK_S
+        )
+    assert "spark1: its GPU is 95 % busy at 20 W, a silent spin" in said[0], said
+    serving.wait_serving(newer_than=epoch)
 
 
 def test_a_stopped_rank_is_named(serving: Pair) -> None:

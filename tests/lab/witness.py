@@ -78,7 +78,27 @@ print(json.dumps({"at": now, "boot": text("/proc/sys/kernel/random/boot_id").str
                   "daemon": daemon(), "status": {key: told.get(key) for key in kept} if told else {}}))
 """
 
+STATUS = r"""
+import socket
+with socket.socket(socket.AF_UNIX) as s:
+    s.settimeout(5)
+    s.connect("/run/sparkd/sparkd.sock")
+    s.sendall(b'{"verb": "status"}\n')
+    with s.makefile() as lines:
+        print(lines.readline())
+"""
+
 Look = dict[str, Any]
+
+
+def status(pair: Pair, node: str) -> dict[str, Any]:
+    """As `sparkd status --json` gives it, at a fifth of the price of its Python; empty where no daemon answers."""
+    try:
+        done = pair.lab.node(node).run(["/usr/bin/python3", "-IS", "-c", STATUS], timeout_s=20, check=False)
+        told: dict[str, Any] = json.loads(done.stdout)
+    except (LabError, ValueError):
+        return {}
+    return told if "phase" in told else {}
 
 
 class Witness:

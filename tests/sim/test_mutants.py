@@ -359,7 +359,7 @@ MUTANTS = (
     Mutant(
         "nobody is asked to look",
         "cluster",
-        '"doubt": s.doubt and s.phase is Phase.SERVING,',
+        '"doubt": s.doubt and s.phase in (Phase.PROVING, Phase.SERVING),',
         '"doubt": False,',
         "test_a_hang_is_found_soon",
     ),
@@ -369,6 +369,20 @@ MUTANTS = (
         "v.gpu_percent >= SPIN_PERCENT and",
         "False and",
         "test_a_hang_is_found_soon",
+    ),
+    Mutant(
+        "a late proof is a failed one",
+        "node",
+        'finding.id == "endpoint.timeout" and serving.may_still_work(s, now)',
+        "False",
+        "test_a_compilation_that_the_proof_sets_off",
+    ),
+    Mutant(
+        "an adopted engine has to be quick",
+        "serving",
+        "limits.hang_blind_max_s if adopted else 0.0",
+        "0.0",
+        "test_sparkd_restarts_while_the_engine_is_busy",
     ),
     Mutant(
         "what was seen is forgotten",

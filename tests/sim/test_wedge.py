@@ -131,6 +131,36 @@ def test_work_between_two_looks() -> None:
     undisturbed(world, 75)
 
 
+def test_a_compilation_that_the_proof_sets_off() -> None:
+    """The first request of all is the proof: it takes longer than a proof may, and a compiler is seen at work."""
+    world = World(2, limits=LIMITS, load_s=LOAD_S)
+    for host in world.hosts:
+        world.power_on(host)
+    world.run_until(lambda: world.phases() == ["proving", "proving"], LOAD_S + 20)
+    busy(world, "compile", COMPILE_S, rank=1)
+    world.run(COMPILE_S - 5)
+    assert world.phases() == ["proving", "proving"]
+    until_serving(world, LIMITS.prove_max_s)
+    assert (epoch_of(world), world.noted("epoch.ended")) == (1, [])
+
+
+def test_sparkd_restarts_while_the_engine_is_busy() -> None:
+    """An adopted engine is asked for a proof, and answers after minutes: it is left alone, seen or not."""
+    for vitals in (True, False):
+        for kind in ("prefill", "whole prefill", "compile"):
+            world = serving_world()
+            world.vitals = vitals
+            world.run(20)
+            busy(world, kind, COMPILE_S)
+            engine = world.head.engine
+            world.daemon_down(world.head)
+            world.run(2)
+            world.daemon_up(world.head)
+            world.run(COMPILE_S)
+            until_serving(world, LIMITS.prove_max_s)
+            assert world.head.engine is engine and world.noted("epoch.ended") == []
+
+
 # --- must fire -------------------------------------------------------------------------------------
 
 

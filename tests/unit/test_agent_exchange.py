@@ -13,6 +13,7 @@ from sparkd.agent.exchange import WorkerExchange
 from sparkd.control import node as control
 from sparkd.control.state import Event, Me, Silent
 from sparkd.model.cluster import Cluster, Limits, Link, Node
+from sparkd.peer.keys import Keyring
 
 NAMES = ("spark1", "spark2")
 
@@ -38,7 +39,7 @@ async def first_word(port: int) -> Event:
     nodes = tuple(Node(name=name, link_address=f"127.0.78.{n}") for n, name in enumerate(NAMES, start=1))  # type: ignore[arg-type]
     agent = Worker()
     questions: Any = None  # nobody asks here
-    exchange = WorkerExchange(agent, Cluster(nodes=nodes, link=Link(port=port)), (KEY,), questions)  # type: ignore[arg-type]
+    exchange = WorkerExchange(agent, Cluster(nodes=nodes, link=Link(port=port)), Keyring((KEY,)), questions)  # type: ignore[arg-type]
     await exchange.start()
     try:
         return await asyncio.wait_for(agent.posted.get(), 20)

@@ -13,7 +13,7 @@ from sparkd.control import node as control
 from sparkd.control.state import Me, Peer
 from sparkd.model.cluster import Limits
 from sparkd.model.finding import Cure, bad
-from sparkd.model.report import Intent, Phase
+from sparkd.model.report import Digests, Gate, Intent, Phase
 from sparkd.model.status import Status
 
 NAMES = ("spark1", "spark2")
@@ -65,3 +65,17 @@ def test_an_older_head_still_tells_that_it_is_blocked() -> None:
     text = table.status_text(status(older).model_dump(mode="json"))
     assert "spark1: /models/x does not exist [peer.blocked]" in text
     assert "see `sparkd status` on spark1" in text
+
+
+def test_armed_nodes_that_differ_say_what_a_person_has_to_make_equal() -> None:
+    """Neither is blocked: they would go on by themselves. Whoever looks has to be told all the same, on either node."""
+    told = Intent(run=True, epoch=7, gate=Gate.CLOSED, head_phase=Phase.ARMED, plan_digest="aaaa")
+    worker = replace(control.begin(me(1)), intent=told, epoch=7, phase=Phase.ARMED, digests=Digests(plan="bbbb"))
+    head = replace(control.begin(me(0)), intent=told, epoch=7, phase=Phase.ARMED, digests=Digests(plan="aaaa"))
+    head = replace(head, peers={1: Peer(reach="yes", heard_at=99.0, report=control.report(worker))})
+    for state in (worker, head):
+        finding = cluster.held_up(state)
+        assert finding is not None and finding.id == "peer.plan-differs"
+        assert "sparkd restart" in finding.remedy
+        assert cluster.held_up(replace(state, phase=Phase.SERVING)) is None
+        assert cluster.held_up(replace(state, digests=Digests(plan="aaaa" if state is worker else "bbbb"))) is None

@@ -340,5 +340,7 @@ def test_an_adopted_engine_that_is_busy_is_asked_again_not_torn_down() -> None:
     assert state.phase is Phase.PROVING
     assert [type(action) for action in actions if not isinstance(action, Note)] == [Prove]
 
-    state, actions = walk(state, Failed(state.ticket, late), now=400)  # and nothing has moved since
+    state, actions = walk(state, Failed(state.ticket, late), now=400)  # nothing has moved since: it may compile
+    assert state.phase is Phase.PROVING
+    state, actions = walk(state, Failed(state.ticket, late), now=201 + state.me.limits.hang_blind_max_s)
     assert state.phase is Phase.STOPPING

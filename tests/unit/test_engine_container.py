@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from engine_plan import plan
 from engine_shell import IMAGE, Engine, shell_spec
 
+from sparkd.engine import cleaning
 from sparkd.engine.container import Docker, differences
 from sparkd.engine.ensure import ensure
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -240,6 +242,21 @@ def test_no_number_of_questions_holds_more_than_a_few_connections(docker: Docker
     for thread in threads:
         thread.join(WAIT_MAX_S)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
+def test_a_paused_container_is_thawed_before_anything_in_it_is_ended(docker: Docker, spec: ContainerSpec) -> None:
+    """Its processes take no signal; and only where it is ours: what somebody else froze stays frozen."""
+    ensure(docker, spec, LABELS, image_id=None)
+    with docker._asking("test") as api:
+        api.pause(spec.name)
+    ours = plan(container=spec, cluster="lab")
+    cleaning.thaw(ours.model_copy(update={"cluster": "another"}), docker)
+    assert (state := docker.inspect(spec.name)) is not None and state.status == "paused"
+    cleaning.thaw(ours, docker)
+    assert (state := docker.inspect(spec.name)) is not None and state.status == "running"
+    cleaning.thaw(ours, docker)  # and again
+    docker.remove(spec.name)
+    cleaning.thaw(ours, docker)  # gone
 
 
 def test_the_image_is_compared_by_what_its_name_means_now(docker: Docker, spec: ContainerSpec) -> None:

@@ -50,6 +50,16 @@ def test_the_warm_up_is_left_out_and_too_little_says_nothing() -> None:
     assert trend([], warm_up_s=180) is None
 
 
+def test_what_jumps_is_judged_by_its_medians_which_a_leak_moves() -> None:
+    def jumping(leak: int) -> list[Point]:
+        """Between 12 and 20 as the node works, as file descriptors do; one more stays every two minutes."""
+        chance = random.Random(7)
+        return [Point(10.0 * n, "a", chance.choice((12, 12, 12, 13, 20)) + leak * (n // 12)) for n in range(180)]
+
+    assert judge(trend(jumping(0), warm_up_s=0), 1.0) is Verdict.MEDIANS
+    assert judge(trend(jumping(1), warm_up_s=0), 1.0) is Verdict.GROWS
+
+
 def test_so_much_noise_that_a_leak_could_hide_is_no_verdict() -> None:
     assert judge(trend(life("a", 0, 10, level=60, noise=8), warm_up_s=0), 0.5) is Verdict.UNCLEAR
 

@@ -195,7 +195,7 @@ def hung(facts: Facts) -> Answers:
         return
     says += f", and the last proof is {float(age_s):.0f} s old"
     limits = facts.settings.limits
-    is_long = float(age_s) > limits.canary_interval_s + limits.canary_max_s + limits.hang_max_s
+    is_long = float(age_s) > limits.canary_interval_s + limits.canary_max_s + limits.hang_blind_max_s
     yield no(says) if is_long else doubtful(says)
 
 

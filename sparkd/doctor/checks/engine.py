@@ -253,7 +253,7 @@ def peer_silent(facts: Facts) -> Answers:
                 f"nothing answers sparkd's questions at {node}", remedy=f"is {node} on? sparkd doctor --only link"
             )
         elif how == "rejected":
-            remedy = "compare /etc/sparkd (cluster.key and all) and `sparkd --version` on both nodes"
+            remedy = "compare `sparkd key status`, /etc/sparkd and `sparkd --version` on both nodes"
             yield answer(f"{node} and this node refuse each other's messages", remedy=remedy)
         elif how == "yes":
             yield yes(f"sparkd on {node} answers")

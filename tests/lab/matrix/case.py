@@ -66,6 +66,9 @@ class Row:
     failed: int
     left_behind: tuple[str, ...]  # processes, segments, containers, units that nobody wants any more
     says: str = ""  # what the keeper said of it
+    busy: float = (
+        0.0  # processes that wanted a core of the machine under the lab, for each core: above 1 all times stretch
+    )
     story: str = field(default="", repr=False)  # all that it said meanwhile, for whoever looks for the reason
 
     @property

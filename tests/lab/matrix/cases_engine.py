@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,16 +67,16 @@ def agents(how: str) -> Change:
     """`systemctl HOW sparkd`, and another daemon must be there."""
 
     def make(pair: Pair, node: str) -> None:
-        pids = {n: _main_pid(pair, n) for n in nodes_of(node)}
+        pids = {n: main_pid(pair, n) for n in nodes_of(node)}
         for n in pids:
             pair.run(n, f"systemctl {how} sparkd")
         for n, pid in pids.items():
-            wait_for(f"a new daemon on {n}", lambda n=n, pid=pid: _main_pid(pair, n) not in ("0", pid), max_s=30)
+            wait_for(f"a new daemon on {n}", lambda n=n, pid=pid: main_pid(pair, n) not in ("0", pid), max_s=30)
 
     return make
 
 
-def _main_pid(pair: Pair, node: str) -> str:
+def main_pid(pair: Pair, node: str) -> str:
     return pair.run(node, "systemctl show -p MainPID --value sparkd").strip()
 
 
@@ -161,12 +160,12 @@ def killed_at(phase: str) -> Change:
     """The engine dies once, and the launch that follows dies as well, in that phase."""
 
     def make(pair: Pair, node: str) -> None:
-        begun = _relaunch(pair)
+        before = _relaunch(pair)
         marker = PHASES[phase]
         if marker:
             wait_for(
                 f"{phase} in the log of a new launch",
-                lambda: marker in pair.engine_log("spark1", begun),
+                lambda: marker in _new_log(pair, "spark1", before),
                 max_s=60,
                 every_s=0.02,
             )
@@ -178,42 +177,48 @@ def killed_at(phase: str) -> Change:
     return make
 
 
-def _relaunch(pair: Pair) -> float:
-    """End what serves, as a death does, and wait until it is gone everywhere. Returns when that was."""
+def _relaunch(pair: Pair) -> frozenset[str]:
+    """End what serves, as a death does, and wait until it is gone everywhere. Returns the logs of what was before."""
+    before = frozenset(name for node in NODES for name in pair.engine_logs(node))
     strike(pair, "spark1", "rank")
     wait_for("the end of the launch", lambda: not any(seen.engines(pair).values()), max_s=60, every_s=0.02)
-    return time.time()
+    return before
+
+
+def _new_log(pair: Pair, node: str, before: frozenset[str]) -> str:
+    """What launches since have said on this node."""
+    return "".join(text for name, text in pair.engine_logs(node).items() if name not in before)
 
 
 def _fresh_top(pair: Pair, node: str) -> bool:
     return any(process.kind == seen.TOP for process in seen.engine(pair.lab.node(node)))
 
 
-def struck_during_load(name: str, sign: Callable[[Pair, str, float], bool]) -> Change:
+def struck_during_load(name: str, sign: Callable[[Pair, str, frozenset[str]], bool]) -> Change:
     """A fault of the simulated engine that strikes the next launch while it loads weights; made once `sign` shows that it
     has struck."""
 
     def make(pair: Pair, node: str) -> None:
         pair.lab.fault(node, name, True)
-        begun = _relaunch(pair)
-        wait_for(f"{name} to strike", lambda: sign(pair, node, begun), max_s=STRIKES_MAX_S, every_s=0.05)
+        before = _relaunch(pair)
+        wait_for(f"{name} to strike", lambda: sign(pair, node, before), max_s=STRIKES_MAX_S, every_s=0.05)
 
     return make
 
 
-def _says_cuda_error(pair: Pair, node: str, since: float) -> bool:
-    return "CUDA error" in pair.engine_log(node, since)
+def _says_cuda_error(pair: Pair, node: str, before: frozenset[str]) -> bool:
+    return "CUDA error" in _new_log(pair, node, before)
 
 
-def _lost_its_rank(pair: Pair, node: str, since: float) -> bool:
-    return "Starting to load model" in pair.engine_log(node, since) and not any(
+def _lost_its_rank(pair: Pair, node: str, before: frozenset[str]) -> bool:
+    return "Starting to load model" in _new_log(pair, node, before) and not any(
         process.kind == seen.RANK for process in seen.engine(pair.lab.node(node))
     )
 
 
-def _hung_and_was_ended(pair: Pair, node: str, since: float) -> bool:
+def _hung_and_was_ended(pair: Pair, node: str, before: frozenset[str]) -> bool:
     """It began to load, and somebody ended it: by itself it would never go."""
-    return "Starting to load model" in pair.engine_log(node, since) and not seen.engine(pair.lab.node(node))
+    return "Starting to load model" in _new_log(pair, node, before) and not seen.engine(pair.lab.node(node))
 
 
 # --- the cases -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator
@@ -42,3 +43,8 @@ def half(chosen: Iterable[Case], which: int = 1) -> Iterator[Combination]:
             first = case.loads[(number + place) % len(case.loads)]
             for load in [first] if which == 1 else [load for load in case.loads if load is not first]:
                 yield case, node, load
+
+
+def with_more_time(case: Case, more_s: float) -> Case:
+    """Where the engine takes longer to start."""
+    return dataclasses.replace(case, max_s=case.max_s + more_s)

@@ -11,7 +11,7 @@
     --markdown                             write docs/faults.md
     --json FILE                            write the rows; --from FILE shows what was written before and runs nothing
 
-Brings the lab up (SPARKD_LAB_NAME, as for `scripts/lab`) and leaves it up. Exit status 1 where a row of sparkd is not good.
+Brings the lab up (its environment is that of `scripts/lab`) and leaves it up. Exit status 1 where a row of sparkd is not good.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import contextlib
 import functools
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from tests.lab.api import Lab
-from tests.lab.cli import become_root
+from tests.lab.cli import become_root, the_lab
 from tests.lab.config import LIMITS
 from tests.lab.host import LabError
 from tests.lab.matrix import catalogue, several, table
@@ -36,6 +36,7 @@ from tests.lab.matrix.case import BOTH, Keeper, Load, Row
 from tests.lab.matrix.sparkd_keeper import SparkdKeeper
 from tests.lab.pair import NODES, START_S, STOP_SCALE, Pair
 from tests.lab.places import CHECKOUT
+from tests.lab.real_engine import MORE_S, REFERENCE, RealLab, launch_script
 
 MARKDOWN = CHECKOUT / "docs/faults.md"
 NAMES = {"sparkd": "sparkd", "seed": "units"}  # a keeper's name in the table
@@ -98,6 +99,8 @@ def chosen(options: argparse.Namespace) -> list[catalogue.Combination]:
 def measured(options: argparse.Namespace, keepers: Sequence[str]) -> Iterator[Row]:
     """Each combination under each keeper; one line of progress for each."""
     every = chosen(options)
+    if os.environ.get("SPARKD_LAB_ENGINE") == "real":
+        every = [(catalogue.with_more_time(case, MORE_S), node, load) for case, node, load in every]
     done, rows, began = 0, [], time.monotonic()
     for keeper in keepers:
         name = NAMES[keeper]
@@ -132,7 +135,7 @@ def result(future: Future[Row], combination: catalogue.Combination, keeper: str)
 @contextlib.contextmanager
 def a_lab(number: int, keeper: str) -> Iterator[Keeper]:
     """The lab of the environment, which stays up, or another one beside it for the time being."""
-    lab = several.another(number) if number else Lab()
+    lab = several.another(number) if number else the_lab()
     try:
         lab.up()
         with kept_by(keeper, several.paced(lab)) as someone:
@@ -149,7 +152,10 @@ def kept_by(keeper: str, pair: Pair) -> Iterator[Keeper]:
         return
     from tests.lab.matrix.seed_units import SeedUnits
 
-    with SeedUnits(pair) as units:
+    units = SeedUnits(pair)
+    if isinstance(pair.lab, RealLab):
+        units = SeedUnits(pair, image=REFERENCE, script=functools.partial(launch_script, pair))
+    with units:
         yield units
 
 
@@ -171,11 +177,11 @@ def show(rows: Sequence[Row], options: argparse.Namespace) -> None:
     for keeper in keepers:
         print(table.summary(rows, keeper))
     if options.markdown:
-        MARKDOWN.write_text(table.markdown(rows, keepers, preface()))
+        MARKDOWN.write_text(table.markdown(rows, keepers, preface(rows)))
         print(f"written to {MARKDOWN.relative_to(CHECKOUT)}")
 
 
-def preface() -> list[str]:
+def preface(rows: Sequence[Row]) -> list[str]:
     limits = ", ".join(f"`{name}` {value:g}" for name, value in LIMITS.items())
     return [
         "What is broken in the two-node lab, how it should end, and how it ended: measured by clients on the LAN, by the "
@@ -187,4 +193,7 @@ def preface() -> list[str]:
         f"11 s). sparkd works by the lab's limits, in seconds unless the name says otherwise: {limits}. Cases that name "
         "another limit work by that. The shipped limits are longer (`link_loss_max_s` 45, `canary_interval_s` 60, "
         "`hang_max_s` 90): where a limit decides, times on real machines are longer by as much.",
+        "",
+        f"Measured while {statistics.median(row.busy for row in rows):.1f} processes wanted each core of the machine (median): "
+        "above 1 all times stretch.",
     ]

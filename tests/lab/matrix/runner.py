@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ def run(case: Case, node: str, load: Load, keeper: Keeper) -> Row:
         failed=sum(bool(request.wrong) for request in requests),
         left_behind=left,
         says=keeper.says(),
+        busy=os.getloadavg()[0] / (os.cpu_count() or 1),
         story=keeper.story(),
     )
 
@@ -166,7 +168,7 @@ def _goes_on(trial: Trial) -> str:
 
 def _blocks(trial: Trial) -> str:
     """It says so, then somebody mends it (and says `start` where a person's word is needed), then it serves again."""
-    told, deadline = None, time.time() + BLOCKED_MAX_S
+    told, deadline = None, time.time() + max(BLOCKED_MAX_S, trial.case.max_s)
     while told is None and time.time() < deadline:
         trial.look()
         told = trial.keeper.blocked()

@@ -29,6 +29,7 @@ UNITS = "/etc/systemd/system"
 SCRIPTS = "/home/milo/vllm-scripts"  # where they are kept, to be copied into the container
 PASSING = ("activating", "deactivating", "reloading")
 STARTS_S = 60.0  # what a start of the units takes beside the engine's
+ANSWER_MAX_S = 20.0
 US_PER_S = 1_000_000
 
 
@@ -110,6 +111,7 @@ class SeedUnits:
         self.script = script or (lambda node: adapted(f"vllm-{ROLES[node]}.sh"))
         self.up_max_s = pair.serves_max_s + STARTS_S
         self.brought_up: object = None
+        self.since = 0.0
 
     def __enter__(self) -> SeedUnits:
         self.install()
@@ -185,7 +187,7 @@ class SeedUnits:
 
     def answers(self) -> bool:
         with contextlib.suppress(LabError, KeyError, ValueError, TypeError, IndexError):
-            return bool(self.pair.chat(timeout_s=10)["content"])
+            return bool(self.pair.chat(timeout_s=ANSWER_MAX_S)["content"])
         return False
 
     def launch(self) -> object:
@@ -201,6 +203,7 @@ class SeedUnits:
 
     def noticed_at(self, since: float) -> float | None:
         """When a unit left `active`, or systemd first said a word about one."""
+        self.since = since
         acts = [act for node in NODES for act in self.acts(node, since)]
         return min(acts, default=None)
 
@@ -221,11 +224,17 @@ class SeedUnits:
     def blocked(self) -> None:
         """They never wait for a person, and never tell one what to do."""
 
-    def story(self) -> str:
-        return self.says()
-
     def says(self) -> str:
         return "; ".join(f"{ROLES[node]}: {self.state(node)}" for node in NODES)
+
+    def story(self) -> str:
+        """What systemd said of the units since the fault that was last asked about, for a row that is not good."""
+        told = []
+        for node in NODES:
+            with contextlib.suppress(LabError):
+                ask = f"journalctl --output=short-precise --since=@{int(self.since)} _PID=1 UNIT={unit(node)}"
+                told.append(self.pair.run(node, ask))
+        return "".join(told)
 
     def state(self, node: str) -> str:
         show = f"systemctl show --property=ActiveState,SubState,Result,NRestarts {unit(node)}"

@@ -10,11 +10,13 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 
 from tests.lab.api import Lab
+from tests.lab.cli import the_lab
 from tests.lab.matrix.case import Keeper, Row
 from tests.lab.matrix.catalogue import Combination
 from tests.lab.matrix.runner import run
 from tests.lab.pair import START_S, STOP_SCALE, Pair
 from tests.lab.places import Places
+from tests.lab.real_engine import RealLab, pair_of
 
 Place = Callable[[], contextlib.AbstractContextManager[Keeper]]  # a lab with somebody who keeps its pair up
 JOIN_MAX_S = 600.0
@@ -73,10 +75,13 @@ def another(number: int) -> Lab:
     """Beside the lab of the environment, with the same cache."""
     places = Places.of_environment()
     name = places.name + "bcdefgh"[number - 1]
-    return Lab(replace(places, name=name, state=places.state.parent / name))
+    return the_lab(replace(places, name=name, state=places.state.parent / name))
 
 
 def paced(lab: Lab) -> Pair:
+    """The simulated engine's start and stop are shortened; the real one takes its time."""
+    if isinstance(lab, RealLab):
+        return pair_of(lab)
     pair = Pair(lab)
     pair.pace(start_s=START_S, stop_scale=STOP_SCALE)
     return pair

@@ -1,42 +1,19 @@
-"""The real vLLM in the place of the simulated one: nothing in sparkd changes. Only with SPARKD_LAB_REAL_ENGINE=1 (3 GB).
+"""The real vLLM in the place of the simulated one: nothing in sparkd changes.
 
 Two nodes, tensor parallel over gloo, a tiny model of random weights. What the simulation claims about vLLM is asked of
-vLLM itself here: its process tree, titles and environment, its log, its counters, its ways to die.
+vLLM itself here: its process tree, titles and environment, its log, its counters.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.pair import NODES, Pair, wait_for
-from tests.lab.places import Places
-from tests.lab.real_engine import MODEL, RealLab
+from tests.lab.real_engine import SERVES_MAX_S
 
-CONTAINER = "vllm_tiny"
-SERVES_MAX_S = 300.0
 TITLES = {"spark1": ["VLLM::EngineCore", "VLLM::Worker_TP0", "vllm"], "spark2": ["VLLM::Worker_TP1", "vllm"]}
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    """A lab of its own, beside the one that the other tests use."""
-    places = Places.of_environment()
-    lab = RealLab(Places("real", places.state.with_name("real"), places.cache))
-    lab.up()
-    yield Pair(lab, model=MODEL, answer_tokens=64, serves_max_s=SERVES_MAX_S)  # its context is 1024 tokens
-    if not os.environ.get("SPARKD_LAB_KEEP"):
-        lab.down()
-
-
-@pytest.fixture
-def serving(pair: Pair) -> Pair:
-    pair.start()
-    pair.wait_serving()
-    return pair
 
 
 def launch_id(pair: Pair, node: str, pid: int) -> str:
@@ -78,30 +55,6 @@ def test_its_log_taught_how_long_each_step_takes(serving: Pair) -> None:
 def test_an_idle_endpoint_is_proven_again(serving: Pair) -> None:
     before = serving.status()["proof"]["at"]
     wait_for("a canary's proof", lambda: serving.status()["proof"]["at"] > before, max_s=60)
-
-
-@pytest.mark.parametrize("node", NODES)
-@pytest.mark.parametrize("what", ["rank", "top"])
-def test_a_process_is_killed_while_idle(serving: Pair, node: str, what: str) -> None:
-    epoch = serving.epoch()
-    serving.kill(node, what)
-    serving.wait_serving(newer_than=epoch)
-    assert "engine.rank-died" in serving.event_ids(node)
-    assert "nothing to clean" in serving.run(node, "sparkd clean --dry-run")
-
-
-def test_a_rank_is_killed_under_load(serving: Pair) -> None:
-    epoch = serving.epoch()
-    with serving.traffic(max_tokens=200, max_s=SERVES_MAX_S) as traffic:
-        wait_for("first answer under load", lambda: traffic.answered, max_s=60)
-        serving.kill("spark2", "rank")
-        serving.wait_serving(newer_than=epoch)
-
-
-def test_the_container_is_removed(serving: Pair) -> None:
-    epoch = serving.epoch()
-    serving.run("spark1", f"docker rm -f {CONTAINER}")
-    serving.wait_serving(newer_than=epoch)
 
 
 def test_sparkd_is_restarted_under_traffic_and_adopts(serving: Pair) -> None:
