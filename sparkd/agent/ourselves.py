@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sparkd.host.capture import capture
 from sparkd.model.errors import EXIT_FAILED, EXIT_GOOD, EXIT_UNKNOWN, EXIT_WARNINGS, SparkdError
+from sparkd.model.outside import parsed
 from sparkd.peer.wire import DIAGNOSE_MAX_S, DIAGNOSIS_MAX_BYTES
 
 EXAMINED = (EXIT_GOOD, EXIT_WARNINGS, EXIT_FAILED, EXIT_UNKNOWN)  # a doctor that found something did its work
@@ -81,7 +82,7 @@ class Ourselves:
 def only_node(examination: bytes) -> bytes:
     """The one Diagnosis of an Examination, in one line. Not validated here: whoever shows it does."""
     try:
-        told = json.loads(examination)
+        told = parsed(examination)
         if "error" in told:
             raise SparkdError(f"its doctor failed: {told['error']['message']}", hint="sparkd doctor")
         nodes = told["nodes"]

@@ -14,6 +14,7 @@ from sparkd.config.document import Document, read_document
 from sparkd.config.explain import explain
 from sparkd.model.cluster import Settings
 from sparkd.model.errors import ConfigError
+from sparkd.model.outside import clean
 from sparkd.model.plan import ClusterPlan
 from sparkd.model.recipe import Profile, Recipe
 from sparkd.model.resolve import resolve
@@ -128,7 +129,8 @@ def _read_named(folder: Path, name: str, kind: str, where: str) -> Document:
 
 def _unknown(kind: str, name: str, known: list[str], where: str, folder: Path) -> ConfigError:
     have = f"known: {', '.join(known)}" if known else f"there is none in {folder}"
-    return ConfigError(f"unknown {kind} {name!r} ({have})", where=where, hint=f"{kind}s are files in {folder}")
+    told = clean(name if len(name) <= 60 else name[:60] + "...")
+    return ConfigError(f"unknown {kind} {told!r} ({have})", where=where, hint=f"{kind}s are files in {folder}")
 
 
 def _fingerprint(documents: list[Document]) -> str:

@@ -21,6 +21,7 @@ from sparkd.engine.spec import ContainerState
 from sparkd.host import procfs
 from sparkd.host.files import text
 from sparkd.model.errors import UnreachableError
+from sparkd.model.outside import parsed
 from sparkd.model.plan import LAUNCH_ID_VARIABLE
 from sparkd.model.recipe import PatchInvariant
 from sparkd.model.redact import redact
@@ -228,7 +229,7 @@ def docker(facts: Facts) -> Group:
 def daemon_settings(content: str) -> Group:
     """Pure. /etc/docker/daemon.json, a line for each of its keys."""
     try:
-        told = json.loads(content)
+        told = parsed(content)
         return {f"daemon.json {key}": redact(json.dumps(value, sort_keys=True)) for key, value in told.items()}
     except (ValueError, AttributeError):
         return {"daemon.json": f"not JSON, {digest(content)[:12]}"}

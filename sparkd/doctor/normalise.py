@@ -7,15 +7,16 @@ source line) come off, escapes are undone, quotes are all `'`, and runs of blank
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sparkd.model.outside import parsed
+
 # A colour, also where the escape character was lost in a paste or written out by syslog.
 _COLOUR = re.compile(r"(?:\x1b|#033|\\x1b|\\033|\\u001b|\^\[)\[[0-9;?]*[A-Za-z]|\[\d{1,2}(?:;\d{1,3}){0,4}m")
 _COLOURED = ("\x1b", "#033[", "\\x1b", "\\033", "\\u001b", "^[[", "[0m", "[m", "[0;", "[1;", "[39m")
-_ESCAPE = re.compile(r"\\+(?:u(?P<code>[0-9a-fA-F]{4})|(?P<letter>[nrt\"'/]))")
+_ESCAPE = re.compile(r"(?<!\\)\\++(?:u(?P<code>[0-9a-fA-F]{4})|(?P<letter>[nrt\"'/]))")
 _LETTERS = {"n": "\n", "r": "\n", "t": " "}
 _ENTITY = re.compile(r"&(?:lt|gt|quot|amp|apos|#\d{2,4}|#x[0-9a-fA-F]{2,4});")
 _ENVELOPES = {
@@ -176,7 +177,7 @@ def _pieces(line: str) -> Iterator[str]:
 def _message(line: str) -> tuple[str, bool]:
     """What an envelope holds, and whether its line ends there. Other JSON is what it is."""
     try:
-        envelope = json.loads(line)
+        envelope = parsed(line)
     except ValueError:
         return line, True
     if not isinstance(envelope, dict):

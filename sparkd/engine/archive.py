@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import posixpath
 import stat
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from sparkd.model.outside import parsed
 
 _GO_MODE_DIR, _GO_MODE_SYMLINK = 1 << 31, 1 << 27  # Go's os.FileMode, which Docker puts into the header
 
@@ -29,7 +30,7 @@ class PathStat:
 def parse_stat(header: str) -> PathStat | None:
     """The `X-Docker-Container-Path-Stat` header: base64 of JSON. None where it is not that."""
     try:
-        raw = json.loads(base64.b64decode(header))
+        raw = parsed(base64.b64decode(header))
         mode = int(raw["mode"])
         return PathStat(
             name=raw["name"],

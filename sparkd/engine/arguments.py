@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from sparkd.model.outside import parsed
 
 # Arguments whose value is JSON (an object, or for the first a level from 0 to 3).
 JSON_FLAGS = frozenset(
@@ -74,7 +75,7 @@ def json_faults(argv: Sequence[str]) -> list[JsonFault]:
         if value is None or not (flag in JSON_FLAGS or _begins_like_json(value)):
             continue
         try:
-            json.loads(value)
+            parsed(value)
         except ValueError:
             found.append(JsonFault(flag, value, stripped=_looks_stripped(value)))
     return found

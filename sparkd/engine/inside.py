@@ -5,13 +5,13 @@ Nothing is imported there: torch alone would take seconds. Versions are read fro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparkd.engine.container import Docker
 from sparkd.model.errors import SparkdError
+from sparkd.model.outside import parsed
 
 BUILD_METADATA_PATH = "/workspace/build-metadata.yaml"
 
@@ -133,7 +133,7 @@ def parse(output: str) -> Inside:
     for line in output.splitlines():
         if line.startswith("{"):
             try:
-                found = json.loads(line)
+                found = parsed(line)
             except ValueError:
                 found = {}
         else:

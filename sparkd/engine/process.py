@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
 
 from sparkd.model.finding import Cure, Finding, bad, good, unknown
+from sparkd.model.outside import parsed
 from sparkd.model.plan import LAUNCH_ID_VARIABLE, Plan
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
@@ -124,7 +124,7 @@ def _quoting_hint(wanted: list[list[str]], actual: list[list[str]]) -> str:
     """JSON that a shell has eaten the quotes of is the classic, and silent in some versions."""
     for plan_value, engine_value in zip(chain(*wanted), chain(*actual), strict=False):
         try:
-            json.loads(plan_value)
+            parsed(plan_value)
         except ValueError:
             continue
         if plan_value.replace('"', "") == engine_value.replace('"', "") != engine_value:

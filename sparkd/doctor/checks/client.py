@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
@@ -16,6 +15,7 @@ from sparkd.doctor.facts import Facts, fact
 from sparkd.engine.weights import host_path
 from sparkd.host import link, ports
 from sparkd.model.finding import Finding, Layer, Who
+from sparkd.model.outside import parsed
 from sparkd.model.plan import Plan
 
 CONFIG_MAX_BYTES = 1 << 20
@@ -72,7 +72,7 @@ def model_config(facts: Facts) -> Mapping[str, Any]:
         if directory is None:
             return {}
         with (directory / "config.json").open("rb") as file:
-            found = json.loads(file.read(CONFIG_MAX_BYTES))
+            found = parsed(file.read(CONFIG_MAX_BYTES))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

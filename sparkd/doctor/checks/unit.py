@@ -31,7 +31,7 @@ WAITING_KINDS = ("notify", "notify-reload", "forking", "oneshot")  # to systemd 
 
 # What a drop-in changes about how a unit works. The rest (descriptions, links, order) is nobody's trouble.
 _CHANGES = re.compile(
-    r"^\s*((?:Exec\w+|Restart\w*|Environment\w*|PassEnvironment|UnsetEnvironment|User|Group|DynamicUser|Type|KillMode|"
+    r"^[ \t]*((?:Exec\w+|Restart\w*|Environment\w*|PassEnvironment|UnsetEnvironment|User|Group|DynamicUser|Type|KillMode|"
     r"KillSignal|Timeout\w+|Watchdog\w+|RuntimeMaxSec|Memory\w+|TasksMax|CPU\w+|Limit\w+|OOM\w+|Protect\w+|Private\w+|"
     r"Read\w+Paths|Inaccessible\w+|Capability\w+|Ambient\w+|SystemCall\w+|Restrict\w+|IPAddress\w+|Device\w+|"
     r"NoNewPrivileges|BindsTo|Requires|Requisite|PartOf|Conflicts|Condition\w+|Assert\w+|LoadCredential\w*)\s*=.*?)\s*$",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no, yes
@@ -13,6 +12,7 @@ from sparkd.engine import weights
 from sparkd.engine.arguments import value_of
 from sparkd.engine.weights import some
 from sparkd.model.finding import Finding, Layer, Verdict
+from sparkd.model.outside import parsed
 
 HUB = "/root/.cache/huggingface/hub"
 
@@ -204,7 +204,7 @@ def config_missing(facts: Facts) -> Answers:
     config = directory / "config.json"
     if config.is_file():
         try:
-            json.loads(config.read_bytes())
+            parsed(config.read_bytes())
         except ValueError as error:
             yield no(f"{config} is no JSON: {error}")
             return
