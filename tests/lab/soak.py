@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import threading
 import time
@@ -154,6 +155,7 @@ class Soak:
     unpolled: int = 0  # the dashboard met no daemon
     doctors: int = 0
     complaints: list[str] = field(default_factory=list)
+    is_whole: bool = False  # it ran to its end; of one that was cut short, only readings and faults are known
 
 
 class Soaking:
@@ -237,7 +239,9 @@ class Soaking:
 
     def _end_with_us(self, poller: subprocess.Popen[str]) -> None:
         while poller.poll() is None and not self._over.wait(1):
-            pass
+            # A node that shuts down stops its processes first; nsenter stops along, and while it does not reap what it
+            # ran the node's last process cannot end.
+            poller.send_signal(signal.SIGCONT)
         assert poller.stdin
         poller.stdin.close()  # a signal would reach nsenter, and not what it runs
 
@@ -275,8 +279,9 @@ def run(pair: Pair, *, minutes: float, every_s: float, record: TextIO, blows: Se
         time.sleep(max(0.0, began + minutes * 60 - time.monotonic()))
         try:
             pair.wait_serving(max_s=SERVES_MAX_S)
-        except AssertionError as error:
+        except (AssertionError, LabError) as error:
             soak.complaints.append(f"at the end: {error}")
+    soak.is_whole = True
     soaking.note(
         "over", answered=soak.answered, failed=soak.failed, polled=soak.polled, unpolled=soak.unpolled,
         doctors=soak.doctors, complaints=soak.complaints,
@@ -297,6 +302,7 @@ def recorded(lines: TextIO) -> Soak:
             case "blow":
                 soak.blows.append((told.get("begun", told["at"]), told["name"], told["took_s"]))
             case "over":
+                soak.is_whole = True
                 for name in ("answered", "failed", "polled", "unpolled", "doctors", "complaints"):
                     setattr(soak, name, told[name])
     return soak

@@ -81,6 +81,8 @@ def lived_through(soak: Soak) -> list[str]:
     slowest = max(soak.blows, key=lambda blow: blow[2], default=None)
     came = f"{soak.answered} answers, {soak.failed} failures"
     polled = f"{soak.polled} answers, {soak.unpolled} times no daemon"
+    if not soak.is_whole:
+        return [f"{len(soak.blows)} faults, one each {soak.every_s:.0f} s. It was cut short: nothing else was counted."]
     told = [
         f"{len(soak.blows)} faults, one each {soak.every_s:.0f} s; after {len(soak.complaints)} the pair did not serve again.",
         f"Clients: {came}; dashboards: {polled}; doctors: {soak.doctors}.",
