@@ -186,6 +186,8 @@ class Messages:
     def _is_silent(self, worker: Host, reach: str) -> None:
         """No word came through for long, whatever became of the engine's own connections: an end that is no mistake."""
         long_s = SILENCE_BLAME_S * self.world.limits.link_loss_max_s
+        if reach == "rejected" and self.world.half_open():  # nobody hears that the worker's engine has started
+            self.world.blame(self.world.epoch_wanted(), f"{worker.name} was rejected")
         if reach == "unreachable" and self.world.now - worker.told_at > long_s:
             self.world.blame(self.world.epoch_wanted(), f"{worker.name} heard nothing for long")
             if worker.engine is not None:
