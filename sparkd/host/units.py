@@ -1,7 +1,8 @@
 """systemd's units, over D-Bus. The only module that opens it, and it does so lazily: pystemd costs 11 MiB.
 
 pystemd holds Python's global lock while it waits for an answer, so only calls that systemd answers at once go through
-it: a job is queued and then asked after, and `reload_daemon`, which systemd answers when it is done, is systemctl's.
+it: a job is queued and then asked after, and `reload_daemon`, which systemd answers when it is done, is systemctl's. A
+socket is greeted first by plain Python: of one that takes connections and says nothing, sd-bus would wait 90 s for a word.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +27,9 @@ UNIT = b"org.freedesktop.systemd1.Unit"
 SERVICE = b"org.freedesktop.systemd1.Service"
 PROPERTIES = b"org.freedesktop.DBus.Properties"
 
+BUS_SOCKET = "/run/dbus/system_bus_socket"
 PRIVATE_SOCKET = "/run/systemd/private"  # systemd's own, root only: works while the bus is away, as systemctl does
+GREETING_MAX_S = 2.0  # a bus that lives answers in a millisecond
 CALL_TIMEOUT = "10s"  # one call; sd-bus would wait 25 s, longer than our watchdog should have to
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.2  # between two looks at a job: most are done at once
 RELOAD_MAX_S = 60.0
@@ -259,12 +263,11 @@ def _systemd(name: str) -> Iterator[Any]:
         from pystemd import dbusexc, dbuslib
     except ImportError as error:
         raise UnreachableError(f"cannot talk to systemd: {error}", where=name, hint="pip install pystemd") from None
-    try:
-        bus = _open((dbuslib.DBus, lambda: dbuslib.DBusAddress(f"unix:path={PRIVATE_SOCKET}".encode(), True)))
-    except dbusexc.DBusBaseError as error:
-        raise _LostError(
-            f"cannot reach systemd: {os.strerror(abs(error.errno))}", where=name, hint="is systemd PID 1 here?"
-        ) from None
+    ways = {
+        _bus_socket(): dbuslib.DBus,
+        PRIVATE_SOCKET: lambda: dbuslib.DBusAddress(f"unix:path={PRIVATE_SOCKET}".encode(), True),
+    }
+    bus = _open(ways, name)
     lost = (
         dbusexc.DBusDisconnectedError,
         dbusexc.DBusNoReplyError,
@@ -289,21 +292,44 @@ def _systemd(name: str) -> Iterator[Any]:
         bus.close()
 
 
-def _open(ways: tuple[Callable[[], Any], ...]) -> Any:
-    """The first way in that works; the first one's error when none does."""
+def _bus_socket() -> str:
+    """Where the system bus listens; empty for an address that is no socket file, which is then tried unseen."""
+    address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={BUS_SOCKET}")
+    kind, _, path = address.partition("path=")
+    return path.partition(",")[0].partition(";")[0] if kind == "unix:" else ""
+
+
+def _open(ways: Mapping[str, Callable[[], Any]], name: str) -> Any:
+    """The first way in that works. Raises _LostError, UnreachableError: what was wrong with the first, when none does."""
     from pystemd.dbusexc import DBusBaseError
 
-    first: Exception | None = None
-    for way in ways:
-        bus = way()
+    first: UnreachableError | None = None
+    for path, way in ways.items():
         try:
+            if path:
+                _greet(path)
+            bus = way()
             bus.open()
-        except DBusBaseError as error:
-            first = first or error
-            continue
-        return bus
+        except TimeoutError:
+            says = f"cannot reach systemd: {path} takes connections and does not answer"
+            first = first or UnreachableError(says, where=name, hint="systemctl status dbus")
+        except (OSError, DBusBaseError) as error:
+            says = f"cannot reach systemd: {os.strerror(abs(error.errno or errno.EIO))}"
+            first = first or _LostError(says, where=name, hint="is systemd PID 1 here?")
+        else:
+            return bus
     assert first is not None
     raise first
+
+
+def _greet(path: str) -> None:
+    """The first words of D-Bus, and an answer to them. Raises TimeoutError, OSError."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(GREETING_MAX_S)
+        asking.connect(path)
+        asking.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
+        if not asking.recv(256):
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
 
 
 def _hold(bus: Any, name: str) -> None:

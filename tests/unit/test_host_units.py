@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,31 @@ def test_systemd_answers_or_cannot_be_reached() -> None:
     else:
         with pytest.raises(UnreachableError, match=r"x\.service"):
             unit_state("x.service")
+
+
+def test_a_bus_that_stands_still_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing, as a stopped dbus-daemon does: sd-bus would wait 90 s with Python's lock."""
+    pytest.importorskip("pystemd", reason="pystemd is built against libsystemd, which is not installed here")
+    if Path("/run/systemd/system").is_dir():
+        pytest.skip("systemd's own socket is the way around it here")
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path / 'bus'}")
+    turns = 0
+    over = threading.Event()
+
+    def turn() -> None:
+        nonlocal turns
+        while not over.wait(0.02):
+            turns += 1
+
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "bus"))
+        silent.listen()
+        other = threading.Thread(target=turn)
+        other.start()
+        try:
+            with pytest.raises(UnreachableError, match="takes connections and does not answer"):
+                unit_state("x.service")
+        finally:
+            over.set()
+            other.join()
+    assert turns > 10
