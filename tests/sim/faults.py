@@ -187,7 +187,12 @@ def noise(world: World, host: Host, kind: str, share: float, lasts_s: float) -> 
     was = getattr(world.messages, kind)
     world.log(f"{share:.0%} of the messages are {kind}")
     setattr(world.messages, kind, max(was, share))
-    world.after(lasts_s, lambda: setattr(world.messages, kind, was))
+
+    def calm() -> None:
+        setattr(world.messages, kind, was)
+        world.messages.calmed_at = world.now
+
+    world.after(lasts_s, calm)
 
 
 def reject(world: World, host: Host, lasts_s: float) -> None:
@@ -309,6 +314,7 @@ def mend(world: World) -> None:
     world.log("--- everything is mended ---")
     messages = world.messages
     messages.lost = messages.late = messages.twice = messages.harsh = 0.0
+    messages.calmed_at = world.now
     for host in world.hosts:
         host.failures.clear()
         host.doomed.clear()

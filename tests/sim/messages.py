@@ -31,16 +31,19 @@ SILENCE_S = 1.5
 STALE_S = 6.0
 SILENCE_BLAME_S = 0.6  # of `link_loss_max_s`
 REJECTED = bad("peer.rejected", "spark1 refuses our word: the keys differ", cure=Cure.WAIT)
+UNDER_WAY_S = 5.0  # how long an answer that will not come is waited for, at most
 
 
 class Messages:
     def __init__(self, world: World) -> None:
         self.world = world
         self.lost = self.late = self.twice = self.harsh = 0.0  # shares of all messages
+        self.calmed_at = -UNDER_WAY_S
 
     @property
     def noisy(self) -> bool:
-        return self.lost > 0 or self.late > 0 or self.harsh > 0
+        """Messages get lost or come late, or one that did may still be waited for."""
+        return self.lost > 0 or self.late > 0 or self.harsh > 0 or self.world.now < self.calmed_at + UNDER_WAY_S
 
     def start(self, host: Host) -> None:
         """The daemon has begun to listen and to talk."""
