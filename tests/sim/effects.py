@@ -99,11 +99,19 @@ def _finish(world: World, host: Host, task: Task, life: int) -> None:
     host.lane_busy = False
     if host.slow > 1 and world.half_open():
         world.blame(world.epoch_wanted(), f"{host.name} is too slow to start in time")
-    if isinstance(outcome, Failed) and world.half_open():  # looked at again after the barrier opened: others may run
-        world.blame(world.epoch_wanted(), outcome.finding.says)
+    if world.half_open():  # looked at again after the barrier opened: others may run
+        _blame_second_look(world, outcome)
     world.deliver(host, outcome)
     if host.life == life and not host.lane_busy:
         _next(world, host)
+
+
+def _blame_second_look(world: World, outcome: Event) -> None:
+    """A worker that was armed for long looks again behind the barrier: a person may have changed something meanwhile."""
+    if isinstance(outcome, Failed):
+        world.blame(world.epoch_wanted(), outcome.finding.says)
+    elif isinstance(outcome, Done) and outcome.digests is not None and outcome.digests != world.head.prepared:
+        world.blame(world.epoch_wanted(), "a worker that looked again differs from the head")
 
 
 def _planted(host: Host, step: str) -> Finding | None:

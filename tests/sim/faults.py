@@ -30,6 +30,7 @@ STEPS = (
 )
 ACTIONS = ("any", "any", "Save", "Tell", "Prepare", "Start", "Start", "Stop", "Prove", "Canary")
 TRIP_MAX_S = 120.0
+HEARD_MAX_S = 30.0
 PERSON_S = 20.0  # how long a person takes to mend what no check sees
 
 
@@ -329,6 +330,7 @@ def mend(world: World) -> None:
         world.daemon_up(host)
         world.after(20, lambda host=host: mend_inputs(world, host))  # type: ignore[misc]  # nobody is too quick
     world.run(5)
+    world.run_until(lambda: world.head.awake, HEARD_MAX_S)  # a person who finds no daemon asks again
     state = world.head.state
     if state is not None and not state.intent.run:
         world.operator("start")

@@ -43,6 +43,7 @@ IN_FLIGHT_S = 5.0  # how old a truth may be when another node acts on it: a fres
 TEARDOWN_S = 1.5  # from a death to the Stop on every node
 NOISE_S = 5.0  # how long a message may be under way
 NOISE_MAX_S = 60.0
+BARRIER_MAX_S = 5.0  # an exchange that is resting or waits in vain, and the next one
 HALF_MAX_S = 20.0  # beyond `link_loss_max_s`: time-outs of exchanges, a frozen daemon
 ACTIONS_MAX_PER_S = 60
 
@@ -56,6 +57,7 @@ class Invariants:
         self._used: dict[str, int] = {}  # node: what the budget was known to have cost
         self._served_since: float | None = None  # the head, without a pause
         self._needs_person: dict[str, str] = {}  # node: what it was told that only a person can mend
+        self._barrier = 0  # the epoch whose half-open barrier is watched
 
     # --- a daemon's step ---------------------------------------------------------------------------
 
@@ -65,6 +67,8 @@ class Invariants:
         if saved is not None and saved.launch_epoch is not None and saved.boot_id == host.boot_id:
             host.claimed.add(saved.launch_epoch)
         self._used[host.name] = saved.restarts_used if saved is not None else 0
+        if saved is None or host.disk_lost:  # invariant 10: this is the restart that it may cost
+            self._needs_person.pop(host.name, None)
 
     def as_time_passes(self, host: Host, state: NodeState) -> None:
         """After a step that changed nothing."""
@@ -82,7 +86,8 @@ class Invariants:
             self._epochs_grow(host, after)
             self._barrier_is_kept(host, after)
         if after.me.is_head:
-            self._budget_is_kept(host, before, event, after)
+            self._budget_is_kept(host, before, event, after, actions)
+            self._barrier_moves_on(before, after)
         if not actions:
             return
         self._bounded(host, actions)
@@ -161,15 +166,19 @@ class Invariants:
     def operator_spoke(self) -> None:
         self._needs_person.clear()
 
-    def _budget_is_kept(self, host: Host, before: NodeState, event: Event, after: NodeState) -> None:
+    def _budget_is_kept(
+        self, host: Host, before: NodeState, event: Event, after: NodeState, actions: list[Action]
+    ) -> None:
         """Invariant 6: each lost epoch costs one; only serving for long, a person, or a mended input give any back."""
+        held = self._served_since is not None and self.world.now - self._served_since > self.world.limits.hold_s
         if after.phase is not Phase.SERVING:
             self._served_since = None
         elif self._served_since is None:
             self._served_since = self.world.now
         used, known = after.restarts_used, self._used.get(host.name, 0)
         self._used[host.name] = used
-        held = self._served_since is not None and self.world.now - self._served_since > self.world.limits.hold_s
+        if held and any(isinstance(action, Note) and action.id == "engine.held" for action in actions):
+            known = 0  # given back in this very step, before what else happened in it
         if used < known and not (held or isinstance(event, Asked | Inputs)):
             self.world.fail(6, f"{host.name}: {known} lost epochs have become {used}")
         begins = after.intent.epoch > before.intent.epoch > 0
@@ -185,8 +194,7 @@ class Invariants:
         self, host: Host, before: NodeState, event: Event, after: NodeState, actions: list[Action]
     ) -> None:
         """Invariant 6: what only a person can mend is never started again before a person did something."""
-        forgot = isinstance(event, Started) and (event.saved is None or host.disk_lost)
-        if forgot or after.generation > before.generation:  # the operator's word arrives later than it was said
+        if after.generation > before.generation:  # the operator's word arrives later than it was said
             self._needs_person.pop(host.name, None)
         for action in actions:
             if isinstance(action, Start) and host.name in self._needs_person:
@@ -197,6 +205,40 @@ class Invariants:
                 self.world.fail(6, f"{host.name}: is not blocked by what only a person can mend")
             else:
                 self._needs_person[host.name] = after.blocked.says
+
+    # --- the barrier, half open ------------------------------------------------------------------------
+
+    def _barrier_moves_on(self, before: NodeState, after: NodeState) -> None:
+        """Once every worker's engine lives, the head launches: only what kept its word from the head excuses a time-out."""
+        intent, number = after.intent, before.intent.epoch
+        if intent.gate is Gate.WORKERS and intent.run and self._barrier != intent.epoch:
+            self._barrier = intent.epoch
+            self._watch_barrier(intent.epoch, calm_since=None)
+        timed_out = after.ended is not None and after.ended.finding.id == "engine.start-timeout"
+        if timed_out and before.intent.gate is Gate.WORKERS and before.ended is not after.ended:
+            self.world.blame(number, "not every worker's engine was known to live in time")
+
+    def _watch_barrier(self, number: int, calm_since: float | None) -> None:
+        world, head = self.world, self.world.head.state
+        if head is None or head.intent.epoch != number or head.intent.gate is not Gate.WORKERS or not head.intent.run:
+            self._barrier = 0
+            return
+        if not self._is_barrier_calm(number):
+            calm_since = None
+        elif calm_since is None:
+            calm_since = world.now
+        elif world.now - calm_since > BARRIER_MAX_S:
+            calm_s = world.now - calm_since
+            world.fail(
+                9, f"every worker's engine of epoch {number} lives since {calm_s:.0f} s, and the head does not launch"
+            )
+        world.after(1.0, lambda: self._watch_barrier(number, calm_since))
+
+    def _is_barrier_calm(self, number: int) -> bool:
+        world = self.world
+        lives = all(h.engine is not None and h.engine.whole and h.engine.epoch == number for h in world.hosts[1:])
+        connected = all(h.awake and world.linked(h, world.head) for h in world.hosts)
+        return lives and connected and world.now - world.messages.troubled_at > 1.0
 
     # --- the end of an epoch ---------------------------------------------------------------------------
 

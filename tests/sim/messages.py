@@ -31,6 +31,7 @@ SILENCE_S = 1.5
 STALE_S = 6.0
 SILENCE_BLAME_S = 0.6  # of `link_loss_max_s`
 REJECTED = bad("peer.rejected", "spark1 refuses our word: the keys differ", cure=Cure.WAIT)
+LATE_S = 3.0
 UNDER_WAY_S = 5.0  # how long an answer that will not come is waited for, at most
 
 
@@ -39,6 +40,7 @@ class Messages:
         self.world = world
         self.lost = self.late = self.twice = self.harsh = 0.0  # shares of all messages
         self.calmed_at = -UNDER_WAY_S
+        self.troubled_at = -1e9  # when a word last did not come through, or not at once
 
     @property
     def noisy(self) -> bool:
@@ -172,6 +174,7 @@ class Messages:
         worker, life = exchange.worker, exchange.life
         if not self._is_open(exchange):
             return
+        self.troubled_at = self.world.now
         if worker.inbox is not None:
             worker.inbox.append(lambda: self._failed(exchange, reach))
             return
@@ -211,6 +214,7 @@ class Messages:
 
     def _expires(self, exchange: Exchange) -> None:
         """Nobody will answer it."""
+        self.troubled_at = self.world.now
         left_s = exchange.began_at + self.world.limits.exchange_s + ANSWER_S - self.world.now
         self.world.after(max(0.0, left_s), lambda: self._failed(exchange, "unreachable"))
 
@@ -228,11 +232,14 @@ class Messages:
         return self.world.linked(host, peer)
 
     def _delay(self, host: Host) -> float:
-        return host.rng.uniform(0, 3) if self.late and host.rng.random() < self.late else QUICK_S
+        if not self.late or host.rng.random() >= self.late:
+            return QUICK_S
+        self.troubled_at = self.world.now
+        return host.rng.uniform(0, LATE_S)
 
     def _stale(self, sender: Host, boot: int, receiver: Host, life: int, event: Event) -> None:
-        """Harsher than the transport: a word comes again, later than newer ones."""
-        if sender.boot == boot and receiver.life == life and receiver.awake:
+        """Harsher than the transport: a word comes again, later than newer ones, but through no cut."""
+        if sender.boot == boot and receiver.life == life and receiver.awake and receiver.link and receiver.hears:
             self.world.deliver(receiver, event)
 
     # --- the head's probe --------------------------------------------------------------------------------------

@@ -89,6 +89,13 @@ WALKED = (
         "",
         "behind-the-barrier.txt",
     ),
+    Mutant(
+        "the head never follows",
+        "cluster",
+        "if s.intent.gate is Gate.WORKERS and all(",
+        "if s.intent.gate is Gate.WORKERS and False and all(",
+        "never-follows.txt",
+    ),
     # the end of an epoch
     Mutant(
         "a worker's loss is ignored",
@@ -249,6 +256,13 @@ WALKED = (
         "    if s.blocked_by_check or changed:",
         "    if False:",
         "test_a_missing_script_blocks_and_clears_by_itself",
+    ),
+    Mutant(
+        "a hold is a loss",
+        "node",
+        "        return replace(s, restarts_used=0), [note]\n",
+        "        return lose(s, bad(note.id, note.says, cure=Cure.RELAUNCH), now)\n",
+        "calm.txt",
     ),
     # the daemon's restart
     Mutant(

@@ -212,14 +212,19 @@ class World:
             return
         self.log(f"sparkd is frozen for {seconds:.1f} s", host)
         host.inbox, host.frozen_at = [], self.now
-        life = host.life
+        life, since = host.life, self.now
         if seconds > LINK_BLAME_S * self.limits.link_loss_max_s:
             for epoch in self._living_epochs():
                 self.blame(epoch.number, f"{host.name} was frozen for long")
         if seconds > self.watchdog_s:
-            self.after(self.watchdog_s, lambda: self.end_daemon(host, 1.5) if host.life == life else None)
+            self.after(self.watchdog_s, lambda: self._watchdog(host, life, since))
         else:
             self.after(seconds, lambda: self.thaw(host, life))
+
+    def _watchdog(self, host: Host, life: int, since: float) -> None:
+        """It ends what stands still, not what was woken meanwhile."""
+        if host.life == life and host.inbox is not None and host.frozen_at == since:
+            self.end_daemon(host, 1.5)
 
     def thaw(self, host: Host, life: int) -> None:
         if host.life != life or host.inbox is None:
