@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparkd.agent.local import DeniedError
 from sparkd.cli import daemon
 from sparkd.model.errors import SparkdError
 from sparkd.model.outside import parsed
@@ -38,6 +39,7 @@ def facts_here(config_path: Path, node: str | None) -> Facts:
     facts = Facts(docker=Docker(timeout_s=DOCKER_MAX_S), paths=Paths.from_environment())
     facts.status = status.get("answer")
     facts.without_daemon = "" if facts.status is not None else str(status.get("error", "it did not answer in time"))
+    facts.is_denied = bool(status.get("denied"))
     try:
         _configure(facts, config_path, node)
     except SparkdError as error:
@@ -63,7 +65,7 @@ def _ask_status(told: dict[str, Any]) -> None:
     try:
         told["answer"] = daemon.ask("status", timeout_s=STATUS_MAX_S)
     except (SparkdError, OSError) as error:
-        told["error"] = str(error)
+        told["error"], told["denied"] = str(error), isinstance(error, DeniedError)
 
 
 def _measured(others: Sequence[str], seconds: float) -> dict[str, float]:

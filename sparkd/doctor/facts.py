@@ -66,6 +66,7 @@ class Facts:
     config_error: SparkdError | None = None
     status: Mapping[str, Any] | None = None
     without_daemon: str = ""
+    is_denied: bool = False  # there may well be a daemon, and this user may not ask it
     calm: bool = False
     throughput: Callable[[float], Mapping[str, float]] | None = None  # seconds -> other node -> Gb/s; None: no daemon
     _facts: dict[Hashable, _Once] = field(default_factory=dict, repr=False)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sparkd.host.clock import monotonic
-from sparkd.host.files import write_atomically
+from sparkd.host.files import opened, write_atomically
 from sparkd.model.errors import ConfigError, SparkdError
 
 KEY_MIN_DIGITS = 32  # hexadecimal: 128 bits
@@ -75,10 +75,8 @@ def load_keys(path: Path) -> tuple[bytes, ...]:
 
 def _read_private(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise ConfigError("the cluster key is not a file", where=str(path), hint=_how_to())
             if about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise ConfigError(
                     f"the cluster key can be read by others (mode {stat.S_IMODE(about.st_mode):04o})",

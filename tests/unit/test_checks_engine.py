@@ -106,6 +106,12 @@ def test_a_silent_daemon_is_bad_and_beside_a_living_engine_a_warning(tmp_path: P
         assert asked(checks.silent, about) == [("warning", "daemon.silent")]
 
 
+def test_who_may_not_ask_the_daemon_knows_nothing_of_it(tmp_path: Path) -> None:
+    about = facts(tmp_path)
+    about.is_denied = True
+    assert asked(checks.silent, about) == [("unknown", "daemon.silent")]
+
+
 # --- what lives ------------------------------------------------------------------------------------
 
 

@@ -137,3 +137,9 @@ def test_what_a_peer_last_signed_with_is_remembered() -> None:
     assert told["peers"]["spark2"]["keys"] == [fingerprint(new)]  # type: ignore[index]
     assert ring.toward("spark2") == (new, old) and ring.toward("spark3") == (old, new)
     assert old.hex() not in str(told) and new.hex() not in str(told)
+
+
+def test_what_is_no_file_holds_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cluster.key", 0o600)
+    with pytest.raises(ConfigError, match="is not a file"):
+        load_keys(tmp_path / "cluster.key")

@@ -217,6 +217,9 @@ def silent(facts: Facts) -> Answers:
     if facts.status is not None:
         yield yes(f"sparkd answers (phase {facts.phase})")
         return
+    if facts.is_denied:
+        yield cannot_tell(facts.without_daemon, remedy="sudo sparkd doctor")
+        return
     state = _unit_says(facts)
     if state.startswith("inactive"):
         return  # unit.not-running tells it

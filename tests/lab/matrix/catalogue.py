@@ -45,6 +45,12 @@ def half(chosen: Iterable[Case], which: int = 1) -> Iterator[Combination]:
                 yield case, node, load
 
 
+def quarter(chosen: Iterable[Case]) -> Iterator[Combination]:
+    """One row of each: head and worker take turns from case to case, idle and loaded from pair to pair."""
+    for number, case in enumerate(chosen):
+        yield case, case.nodes[number % len(case.nodes)], case.loads[number // 2 % len(case.loads)]
+
+
 def with_more_time(case: Case, more_s: float) -> Case:
     """Where the engine takes longer to start."""
     return dataclasses.replace(case, max_s=case.max_s + more_s)
