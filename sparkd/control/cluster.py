@@ -265,6 +265,8 @@ def compatible(ours: str, theirs: str) -> bool:
 
 def barrier(s: NodeState, now: float) -> str:
     """What an armed node waits for, as a phrase."""
+    if not s.me.is_head and s.intent.gate is not Gate.CLOSED:
+        return f"the barrier is open, but {s.me.names[0]} is silent: its next word is waited for"
     if not s.me.is_head:
         return f"{s.me.names[0]} holds the barrier ({s.intent.head_reason or s.intent.head_phase})"
     waits = [why for rank in s.me.workers if (why := unready(s, rank, now)) is not None]

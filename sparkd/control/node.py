@@ -395,10 +395,16 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
     if s.phase is Phase.PROVING and s.launch is not None and s.launch.adopted and s.moved_at > s.since:
         # It served before the daemon did, and its counters move: busy with others' work, not broken (invariant 8).
         s, asked = _ask(replace(s, since=now), Phase.PROVING, now)
-        return s, [Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"), *asked]
+        return s, [
+            Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"),
+            *asked,
+        ]
     if s.phase is Phase.PROVING and finding.id == "endpoint.timeout" and serving.may_still_work(s, now):
         s, asked = _ask(s, Phase.PROVING, now)
-        return s, [Note(finding.id, f"the proof was not answered, and the engine may still work: {finding.says}; again"), *asked]
+        return s, [
+            Note(finding.id, f"the proof was not answered, and the engine may still work: {finding.says}; again"),
+            *asked,
+        ]
     return lose(s, finding, now)
 
 
@@ -476,6 +482,8 @@ def _armed(s: NodeState, now: float) -> Steps | None:
     opened = s.intent.gate is Gate.ALL or (s.intent.gate is Gate.WORKERS and not s.me.is_head)
     if not opened:
         return _enter(s, Phase.PREFLIGHT, now, []) if cluster.must_look_again(s, now) else None
+    if not s.me.is_head and s.peers.get(0, Peer()).reach != "yes":
+        return None  # looked again behind the barrier, and the head fell silent meanwhile: it may have ended this epoch
     if now - s.since > cluster.ARMED_FRESH_S and not s.me.is_head:
         return _enter(s, Phase.PREFLIGHT, now, [])  # the head looked again before it opened the barrier
     differs = cluster.differs_from_head(s)

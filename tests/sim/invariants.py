@@ -88,6 +88,7 @@ class Invariants:
         if after.me.is_head:
             self._budget_is_kept(host, before, event, after, actions)
             self._barrier_moves_on(before, after)
+            self._stop_is_kept(host, before, event, after)
         if not actions:
             return
         self._bounded(host, actions)
@@ -205,6 +206,14 @@ class Invariants:
                 self.world.fail(6, f"{host.name}: is not blocked by what only a person can mend")
             else:
                 self._needs_person[host.name] = after.blocked.says
+
+    def _stop_is_kept(self, host: Host, before: NodeState, event: Event, after: NodeState) -> None:
+        """Nothing but the operator's word changes whether the model is to run: no restart, and no state file that was kept."""
+        wanted = before.intent.run
+        if isinstance(event, Started) and event.saved is not None:
+            wanted = event.saved.run
+        if after.intent.run is not wanted and not isinstance(event, Asked):
+            self.world.fail(0, f"{host.name}: run has become {after.intent.run}, and nobody asked")
 
     # --- the barrier, half open ------------------------------------------------------------------------
 

@@ -149,11 +149,12 @@ class Messages:
             self._expires(exchange)
             return
         intent, version, boot, life = self._intent(head), head.version, head.boot, worker.life
-        if not (head.is_heard and worker.hears) or (self.lost and worker.rng.random() < self.lost):
+        carried = head.is_heard and worker.hears
+        if not carried or (self.lost and worker.rng.random() < self.lost):
             self._expires(exchange)
         else:
             self.world.after(self._delay(worker), lambda: self._told(exchange, intent, version))
-        if self.harsh and worker.rng.random() < self.harsh:
+        if self.harsh and carried and worker.rng.random() < self.harsh:
             self.world.after(
                 worker.rng.uniform(0, STALE_S), lambda: self._stale(head, boot, worker, life, Told(intent))
             )

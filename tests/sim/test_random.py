@@ -17,9 +17,9 @@ from sim.converge import live
 from sim.hunt import hunt
 from sim.schedule import draw, from_text
 
-SEEDS = int(os.environ.get("SPARKD_SIM_SEEDS", "600"))
+SEEDS = int(os.environ.get("SPARKD_SIM_SEEDS", "1800"))
 FRESH = int(os.environ.get("SPARKD_SIM_FRESH", random.SystemRandom().randrange(10**6, 10**9)))
-STEP = 50  # seeds of one test
+STEP = 100  # seeds of one test
 REGRESSIONS = sorted((Path(__file__).parent / "regressions").glob("*.txt"))
 
 

@@ -6,7 +6,7 @@ from sim.faults import BAD_RECIPE, SCRIPT_MISSING, mend_inputs
 from sim.truth import INPUTS, WORKER_STOP_S
 from sim.world import World
 from sparkd.control.backoff import delay_s
-from sparkd.control.state import Told
+from sparkd.control.state import Silent, Told
 from sparkd.model.cluster import Limits
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Gate, Phase, Saved
@@ -296,6 +296,24 @@ def test_one_of_three_loses_power_before_the_head_launches() -> None:
     assert world.starts["spark1"] == []
 
 
+def test_one_of_three_falls_silent_before_the_head_launches() -> None:
+    """What spark2 reported is young, but its daemon was found away since."""
+    world = World(3, limits=LIMITS, load_s=LOAD_S)
+    world.hosts[2].slow = 25.0
+    for host in world.hosts:
+        world.power_on(host)
+    assert world.run_until(lambda: world.phases() == ["armed", "loading", "launching"], 900)
+    assert world.run_until(lambda: world.hosts[2].engine is not None, 10)
+    world.daemon_down(world.hosts[1])
+    world.deliver(world.head, Silent(1, "refused"))  # as the probe finds it, a moment before spark3 reports its engine
+    world.run(1)
+    assert world.phases() == ["armed", "no daemon", "loading"]
+    assert world.starts["spark1"] == []
+    world.daemon_up(world.hosts[1])
+    until_serving(world, LOAD_S + 30)
+    assert world.starts["spark1"] == [1]
+
+
 def test_a_worker_that_lost_power_and_memory() -> None:
     world = serving_world()
     world.power_off(world.hosts[1])
@@ -468,6 +486,28 @@ def test_what_was_armed_long_ago_is_checked_again() -> None:
     until_serving(world, 40 + LOAD_S + 2 * PREPARING_S)
 
 
+def test_a_worker_launches_nothing_for_a_head_that_is_silent() -> None:
+    """It looks again behind the barrier, which takes long, and meanwhile the link is cut for long."""
+    world = World(2, limits=LIMITS, load_s=LOAD_S)
+    world.power_on(world.head, docker_s=100)
+    world.power_on(world.hosts[1])
+    world.run_until(world.half_open, 150)
+    world.hosts[1].slow = 20
+    world.run(0.1)
+    assert world.phases() == ["armed", "preflight"]
+    world.set_link(world.head, False)
+    world.hosts[1].slow, world.hosts[1].memory_at = 1, world.now + LIMITS.link_loss_max_s + 10
+    world.run(LIMITS.link_loss_max_s + 30)
+    assert world.phases()[1] == "armed"
+    assert world.reasons()[1] == (
+        "armed for epoch 1: the barrier is open, but spark1 is silent: its next word is waited for"
+    )
+    assert world.starts == world.stops == {"spark1": [], "spark2": []}
+    world.set_link(world.head, True)
+    until_serving(world, LOAD_S + 6 * PREPARING_S)
+    assert world.starts == {"spark1": [2], "spark2": [2]}, "the head had ended the first, of which nothing lived"
+
+
 def test_memory_that_does_not_come_back_is_waited_for() -> None:
     world = serving_world()
     world.head.memory_at = world.now + 400
@@ -629,6 +669,34 @@ def test_a_stale_engine_is_stopped_even_where_nothing_is_wanted() -> None:
     world.run(20)
     assert world.hosts[1].engine is None
     assert world.reasons() == ["stopped by the operator", "stopped by the operator"]
+
+
+def test_of_several_leftovers_each_is_stopped() -> None:
+    """Orphans of two epochs, where nothing is wanted that would clean them away."""
+    world = serving_world(1)
+    world.engines.kill(world.head, 1, "all", "is killed")
+    world.run_until(lambda: world.serving() and epoch_of(world) == 2, 200)
+    world.operator("stop")
+    world.run(10)
+    world.daemon_down(world.head)
+    world.head.stale = {1, 2}
+    world.daemon_up(world.head)
+    world.run(10)
+    assert world.head.stale == set()
+    assert world.reasons() == ["stopped by the operator"]
+
+
+def test_a_boot_during_a_start_costs_one_of_the_budget() -> None:
+    """It may have been the start that took the host down."""
+    world = World(2, limits=LIMITS, load_s=LOAD_S)
+    for host in world.hosts:
+        world.power_on(host)
+    world.run_until(lambda: world.phases()[0] == "loading", 60)
+    world.power_off(world.head)
+    world.power_on(world.head)
+    until_serving(world, LOAD_S + 60)
+    assert world.head.state is not None
+    assert (epoch_of(world), world.head.state.restarts_used) == (2, 1)
 
 
 def test_a_head_without_memory_is_not_followed_back() -> None:
