@@ -17,6 +17,7 @@ from sparkd.model.report import Digests, Gate, Intent, Loss, Phase, Progress, Re
 FRESH_S = 3.0  # besides the exchange itself: a report older than this does not open a gate
 ARMED_FRESH_S = 60.0  # older than this, what armed a node is checked again before it launches
 DIFFERS_RECHECK_S = 30.0  # armed nodes that differ look again this often: a person may have mended one of them
+SETTLE_S = 1.0  # besides an exchange: then a head that stood still has heard the newest word of every worker
 SHOWN = (
     *("plan_digest", "image_id", "weights_digest", "driver"),
     *("head_phase", "blocked", "head_boot_id", "version", "serving", "progress", "doubt"),
@@ -43,8 +44,18 @@ def lead(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
     if s.intent.gate is Gate.ENDED and _may_begin(s, now):
         s, begun = begin_epoch(s, now)
         notes += begun
-    s, opened = open_gate(s, now)
+    s, opened = open_gate(_turned(s, now), now)
     return s, notes + opened
+
+
+def _turned(s: NodeState, now: float) -> NodeState:
+    """A head that was stopped for a while finds a heap of words in its sockets, and the first of them are as old as that:
+    the engine that one of them tells of may be dead."""
+    if s.intent.gate is not Gate.WORKERS or s.turned_at == now:
+        return s
+    still_s = now - max(s.turned_at, s.gate_since)
+    settled_at = now + s.me.limits.exchange_s + SETTLE_S if still_s > FRESH_S else s.settled_at
+    return replace(s, turned_at=now, settled_at=settled_at)
 
 
 def _learn(s: NodeState) -> NodeState:
@@ -135,7 +146,7 @@ def open_gate(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
     if s.intent.gate is Gate.CLOSED and armed and now - s.since <= ARMED_FRESH_S and _all_ready(s, now):
         s, note = _set_gate(s, Gate.WORKERS, "every rank is armed: workers launch", now)
         notes.append(note)
-    if s.intent.gate is Gate.WORKERS and all(_alive(s, rank, now) for rank in s.me.workers):
+    if s.intent.gate is Gate.WORKERS and now >= s.settled_at and all(_alive(s, rank, now) for rank in s.me.workers):
         s, note = _set_gate(s, Gate.ALL, "every worker's engine lives: the head launches", now)
         notes.append(note)
     return s, notes

@@ -253,7 +253,7 @@ def _started(s: NodeState, event: Started, now: float) -> Steps:
         ended = (*strange, launched) if launched is not None else tuple(strange)
         return _end_leftovers(s, ended, bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
     if launched is None:
-        return _booted(s, was) if was.launch_epoch is not None else (s, [])
+        return _booted(s, was, now) if was.launch_epoch is not None else (s, [])
     part = "only a part of it still lives" if launched in event.broken else "nothing of it lives any more"
     says = f"the engine of epoch {launched} died while sparkd was away: {part}"
     return _end_leftovers(s, (launched,), bad("engine.lost", says, cure=Cure.RELAUNCH), now)
@@ -293,7 +293,7 @@ def _end_leftovers(s: NodeState, epochs: tuple[int, ...], finding: Finding, now:
     return replace(s, phase=Phase.STOPPING, launch=Launch(epochs[0]), leftovers=epochs[1:]), notes
 
 
-def _booted(s: NodeState, was: Saved) -> Steps:
+def _booted(s: NodeState, was: Saved, now: float) -> Steps:
     """The engine ended with the boot that it belonged to. A boot that interrupted a launch costs one of the budget: it
     may have been the launch that took the host down."""
     says = f"{s.me.node} has booted since epoch {was.launch_epoch}: its engine is gone"
@@ -301,7 +301,11 @@ def _booted(s: NodeState, was: Saved) -> Steps:
         s = replace(s, loss=Loss(epoch=s.epoch, finding=bad("node.booted", says, cure=Cure.RELAUNCH)))
     if s.me.is_head and not was.serving and was.gate is not Gate.ENDED:
         s = replace(s, restarts_used=s.restarts_used + 1)
-    return s, [Note("node.booted", says)]
+    notes: list[Action] = [Note("node.booted", says)]
+    died = was.loss if was.loss is not None and was.loss.epoch == was.launch_epoch else None
+    if died is not None and died.finding.cure is Cure.PERSON and was.run and s.blocked is None:
+        return _block(s, died.finding, now, by_check=False, notes=notes)  # the boot came before its stop was through
+    return s, notes
 
 
 def _told(s: NodeState, intent: Intent, now: float) -> Steps:
@@ -413,14 +417,15 @@ def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Acti
     if s.leftovers:
         s, asked = _ask(replace(s, launch=Launch(s.leftovers[0]), leftovers=s.leftovers[1:]), Phase.STOPPING, now)
         return s, [*notes, *asked]
+    ended = s.launch.epoch if s.launch is not None else s.epoch  # older than `epoch` where the daemon ended meanwhile
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
     s = replace(s, canary_at=None, canary_done_at=None, canary_failures=0)
     s = replace(s, unanswered_since=None, doubt=False, vitals=None)
-    lost = s.loss if s.loss is not None and s.loss.epoch == s.epoch else None
+    lost = s.loss if s.loss is not None and s.loss.epoch == ended else None
     if lost is not None and refined is not None and cluster.says_more(refined, lost.finding):
-        lost = Loss(epoch=s.epoch, finding=refined)
+        lost = Loss(epoch=ended, finding=refined)
         s = replace(s, loss=lost)
-        notes = [*notes, Note(refined.id, f"epoch {s.epoch} ended because: {refined.says}", alarm=True)]
+        notes = [*notes, Note(refined.id, f"epoch {ended} ended because: {refined.says}", alarm=True)]
     if lost is not None and lost.finding.cure is Cure.PERSON and s.intent.run:
         return _block(s, lost.finding, now, by_check=False, notes=notes)
     if s.blocked is not None:

@@ -132,6 +132,8 @@ class NodeState:
     restarts_used: int = 0  # lost epochs; refilled by serving
     generation: int = 0  # of the files this node works from
     gate_since: float = 0.0
+    turned_at: float = 0.0  # on the head, while the barrier is half open: its last turn
+    settled_at: float = 0.0  # on the head: until then, what it hears may have waited while it stood still
     ended: Loss | None = None  # on the head: the last epoch that ended, and why, whichever node it was lost on
     epoch_at: float = 0.0  # on the head: when the next epoch may be handed out
     peers: dict[int, Peer] = field(default_factory=dict)

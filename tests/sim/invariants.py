@@ -200,7 +200,8 @@ class Invariants:
         for action in actions:
             if isinstance(action, Start) and host.name in self._needs_person:
                 self.world.fail(6, f"{host.name}: starts again although: {self._needs_person[host.name]}")
-        lost = after.loss is not None and after.loss.epoch == before.epoch and after.loss.finding.cure is Cure.PERSON
+        stopped = before.launch.epoch if before.launch is not None else before.epoch
+        lost = after.loss is not None and after.loss.epoch == stopped and after.loss.finding.cure is Cure.PERSON
         if before.phase is Phase.STOPPING and after.phase is not Phase.STOPPING and lost and after.intent.run:
             if after.phase is not Phase.BLOCKED or after.blocked is None:
                 self.world.fail(6, f"{host.name}: is not blocked by what only a person can mend")

@@ -36,7 +36,7 @@ WALKED = (
     Mutant(
         "head before worker",
         "cluster",
-        "s.intent.gate is Gate.WORKERS and all(_alive(s, rank, now) for rank in s.me.workers)",
+        "s.intent.gate is Gate.WORKERS and now >= s.settled_at and all(_alive(s, rank, now) for rank in s.me.workers)",
         "s.intent.gate is Gate.WORKERS",
         "test_both_boot_and_the_link_comes_late",
     ),
@@ -46,6 +46,13 @@ WALKED = (
         "report is not None and _is_fresh(s, peer, now) and report.epoch",
         "report is not None and report.epoch",
         "test_one_of_three_loses_power_before_the_head_launches",
+    ),
+    Mutant(
+        "a head that stood still believes what waited",
+        "cluster",
+        "if still_s > FRESH_S else",
+        "if False else",
+        "test_a_head_that_stood_still_does_not_launch_on_old_words",
     ),
     Mutant(
         "digests may differ",
@@ -92,8 +99,8 @@ WALKED = (
     Mutant(
         "the head never follows",
         "cluster",
-        "if s.intent.gate is Gate.WORKERS and all(",
-        "if s.intent.gate is Gate.WORKERS and False and all(",
+        "if s.intent.gate is Gate.WORKERS and now >=",
+        "if s.intent.gate is Gate.WORKERS and False and now >=",
         "never-follows.txt",
     ),
     # the end of an epoch
@@ -249,6 +256,20 @@ WALKED = (
         "lost.finding.cure is Cure.PERSON and s.intent.run",
         "False",
         "test_what_only_the_log_tells_blocks_after_one_start",
+    ),
+    Mutant(
+        "a stop that was cut short asks for no person",
+        "node",
+        "s.loss.epoch == ended else None",
+        "s.loss.epoch == s.epoch else None",
+        "test_a_stop_that_is_cut_short_still_asks_for_a_person",
+    ),
+    Mutant(
+        "a boot mends what a person has to",
+        "node",
+        "if died is not None and",
+        "if False and",
+        "test_a_boot_mends_nothing_that_a_person_has_to",
     ),
     Mutant(
         "a bad input is tried again",

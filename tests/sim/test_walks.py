@@ -314,6 +314,22 @@ def test_one_of_three_falls_silent_before_the_head_launches() -> None:
     assert world.starts["spark1"] == [1]
 
 
+def test_a_head_that_stood_still_does_not_launch_on_old_words() -> None:
+    """While it is stopped, spark2's engine comes to life and dies; both words wait in its sockets."""
+    world = World(2, limits=LIMITS, load_s=LOAD_S)
+    for host in world.hosts:
+        world.power_on(host)
+    assert world.run_until(lambda: world.phases() == ["armed", "launching"], 60)
+    world.freeze(world.head, 9.0)
+    world.run(2)
+    assert world.phases() == ["armed", "loading"]
+    world.engines.kill(world.hosts[1], 1, "all", "is killed")
+    until_noted(world, "epoch.ended", 30)
+    assert world.starts["spark1"] == []
+    until_serving(world, LOAD_S + 30)
+    assert world.starts["spark1"] == [2]
+
+
 def test_a_worker_that_lost_power_and_memory() -> None:
     world = serving_world()
     world.power_off(world.hosts[1])
@@ -517,6 +533,35 @@ def test_memory_that_does_not_come_back_is_waited_for() -> None:
     assert world.reasons()[0].endswith("memory has not come back")
     until_serving(world, 600)
     assert world.starts["spark1"] == [1, 2], "one relaunch, when there was room for it"
+
+
+def stopping_for_a_person() -> World:
+    """The head's engine runs with what a person has to mend, is being stopped, and the next epoch is handed out already."""
+    world = World(1, limits=LIMITS, load_s=LOAD_S)
+    world.head.failures["argv"] = [bad("engine.argv", "the engine runs with another argument", cure=Cure.PERSON)]
+    world.power_on(world.head)
+    assert world.run_until(lambda: world.phases() == ["stopping"], 30)
+    assert world.epoch_wanted() == 2
+    return world
+
+
+def test_a_stop_that_is_cut_short_still_asks_for_a_person() -> None:
+    world = stopping_for_a_person()
+    world.end_daemon(world.head, 2)
+    world.run(60)
+    assert world.reasons() == ["blocked: the engine runs with another argument"]
+    assert world.starts["spark1"] == [1]
+
+
+def test_a_boot_mends_nothing_that_a_person_has_to() -> None:
+    world = stopping_for_a_person()
+    world.power_off(world.head)
+    world.power_on(world.head)
+    world.run(60)
+    assert world.reasons() == ["blocked: the engine runs with another argument"]
+    assert world.starts["spark1"] == [1]
+    mend_inputs(world, world.head)
+    until_serving(world, LOAD_S + 2 * PREPARING_S)
 
 
 # --- crash loop ------------------------------------------------------------------------------------------------
