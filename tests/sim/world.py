@@ -264,7 +264,7 @@ class World:
             self.after(1.0, lambda: self._link_is_down(host, since))
 
     def _link_is_down(self, host: Host, since: float) -> None:
-        if host.link_changed_at != since:
+        if host.link_changed_at != since or (host.link and host.hears and host.is_heard):  # it came back, maybe at once
             return
         for epoch in self._living_epochs():
             epoch.link_down_s += 1.0
