@@ -105,7 +105,14 @@ def fill_memory(world: World, host: Host, full_s: float) -> None:
 
 def _is_checked(host: Host) -> bool:
     """What is taken away between the check and the launch is nobody's mistake: the engine dies of it, which is `doom`."""
-    checked = (Phase.CLEAN, Phase.CONTAINER, Phase.STAGE, Phase.ARMED, Phase.LAUNCHING)
+    checked = (
+        Phase.CLEAN,
+        Phase.CONTAINER,
+        Phase.STAGE,
+        Phase.ARMED,
+        Phase.LAUNCHING,
+        Phase.STOPPING,
+    )  # a start goes first
     launching = host.state is not None and host.state.phase in checked
     return launching or host.engine is not None or host.spawning is not None
 
