@@ -12,7 +12,7 @@ import errno
 from sparkd.agent.loop import Agent
 from sparkd.agent.questions import Questions
 from sparkd.agent.tasks import unfailing
-from sparkd.control import node as control
+from sparkd.control import telling
 from sparkd.control.state import Asked, Heard, Silent, Told
 from sparkd.host.clock import monotonic
 from sparkd.model.cluster import Cluster
@@ -102,7 +102,7 @@ class HeadExchange(Listening):
         """As it stands, with what only the moment of telling knows."""
         state, now = self._agent.state, monotonic()
         age_s = now - state.proof.at if state.proof is not None and state.intent.serving else None
-        update = {"head_reason": control.reason(state, now), "proof_age_s": age_s, "at": now}
+        update = {"head_reason": telling.reason(state, now), "proof_age_s": age_s, "at": now}
         return state.intent.model_copy(update=update)
 
     async def _probe(self) -> None:
@@ -188,7 +188,7 @@ class WorkerExchange(Listening):
                 await asyncio.gather(exchanging, changing, return_exceptions=True)
 
     def _report(self) -> Report:
-        return control.report_now(self._agent.state, monotonic())
+        return telling.report_now(self._agent.state, monotonic())
 
     async def _reach(self) -> str:
         """Of a head that did not answer. Where its kernel still takes a connection, its agent stands still or hangs: its

@@ -19,6 +19,7 @@ from sparkd.agent.effects import Effects
 from sparkd.agent.journal import Journal
 from sparkd.agent.store import Store
 from sparkd.control import node as control
+from sparkd.control import telling
 from sparkd.control.state import (
     Action,
     Canary,
@@ -131,7 +132,7 @@ class Agent:
             self._save(self._unsaved)
         for follow in self.on_turn:
             follow(before, self.state)
-        self._tell_systemd(control.reason(self.state, now))
+        self._tell_systemd(telling.reason(self.state, now))
 
     def note(self, id: str, says: str, *, alarm: bool = False) -> None:
         self.journal.add(id, says, epoch=self.state.epoch, phase=self.state.phase, alarm=alarm)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from sparkd.agent.effects import Effects
-from sparkd.control import cluster
-from sparkd.control import node as control
+from sparkd.control import cluster, telling
 from sparkd.control.state import NodeState, Peer
 from sparkd.model.report import Intent, Phase, launch_id
 from sparkd.model.status import NodeStatus, Status
@@ -27,7 +26,7 @@ def status(s: NodeState, effects: Effects, now: float) -> Status:
         run=s.intent.run,
         epoch=s.epoch,
         phase=s.phase,
-        reason=control.reason(s, now),
+        reason=telling.reason(s, now),
         serving=serving,
         proof=s.proof,
         proof_age_s=proof_age_s if serving else None,
@@ -73,12 +72,12 @@ def _node(s: NodeState, rank: int, now: float) -> NodeStatus:
 
 
 def _ourselves(s: NodeState, now: float) -> NodeStatus:
-    report = control.report(s)
+    report = telling.report(s)
     return NodeStatus(
         node=s.me.node,
         rank=s.me.rank,
         phase=s.phase,
-        reason=control.reason(s, now),
+        reason=telling.reason(s, now),
         epoch=s.epoch,
         progress=s.progress,
         engine_alive=report.engine_alive,

@@ -20,17 +20,19 @@ Every event is first *absorbed* (what happened is remembered), then the head *le
 the barrier), then the node *advances* through the table above until nothing more follows. Effects answer with the
 ticket they were given; an answer that carries an older ticket is about a step that is no longer being taken.
 An epoch is wanted when the head's intent says run, its gate has not ended, and this node has not left it.
-A daemon that starts finds its node idle or blocked; loading, with the living engine that it adopts; or stopping, with
-what is left of one that it cannot.
+A daemon that starts (control/starting.py) finds its node idle or blocked; loading, with the living engine that it adopts;
+or stopping, with what is left of one that it cannot. How a phase is entered, and the table that holds this drawing, is in
+control/moves.py; what others see of the node in control/telling.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 from sparkd.control import backoff, cluster, serving
+from sparkd.control.moves import PREPARING, Steps, ask, block, enter, left, lose
+from sparkd.control.starting import started
 from sparkd.control.state import (
     Action,
     Asked,
@@ -52,59 +54,30 @@ from sparkd.control.state import (
     NodeState,
     Note,
     Peer,
-    Prepare,
-    Prove,
     Reload,
     Save,
     Silent,
-    Start,
     Started,
-    Stop,
     Tell,
     Tick,
     Told,
     replace,
 )
+from sparkd.control.telling import REPORTED_FROM, SAVED_FROM, report, saved
 from sparkd.model.finding import Cure, Finding, Who, bad
-from sparkd.model.report import Gate, Intent, Loss, Phase, Progress, Report, Saved
+from sparkd.model.report import Gate, Intent, Loss, Phase, Progress, Report
 
-PREPARING = (Phase.PREFLIGHT, Phase.CLEAN, Phase.CONTAINER, Phase.STAGE)
 NEXT_STEP = {
     Phase.PREFLIGHT: Phase.CLEAN,
     Phase.CLEAN: Phase.CONTAINER,
     Phase.CONTAINER: Phase.STAGE,
     Phase.STAGE: Phase.ARMED,
 }
-TRANSITIONS: dict[Phase, tuple[Phase, ...]] = {
-    Phase.IDLE: (Phase.PREFLIGHT, Phase.BLOCKED),
-    Phase.PREFLIGHT: (Phase.CLEAN, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
-    Phase.CLEAN: (Phase.CONTAINER, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
-    Phase.CONTAINER: (Phase.STAGE, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
-    Phase.STAGE: (Phase.ARMED, Phase.BACKOFF, Phase.BLOCKED, Phase.IDLE),
-    Phase.ARMED: (Phase.LAUNCHING, Phase.PREFLIGHT, Phase.IDLE),
-    Phase.LAUNCHING: (Phase.LOADING, Phase.STOPPING),
-    Phase.LOADING: (Phase.PROVING, Phase.SERVING, Phase.STOPPING),
-    Phase.PROVING: (Phase.SERVING, Phase.STOPPING),
-    Phase.SERVING: (Phase.STOPPING,),
-    Phase.STOPPING: (Phase.IDLE, Phase.BACKOFF, Phase.BLOCKED),
-    Phase.BACKOFF: (Phase.IDLE,),
-    Phase.BLOCKED: (Phase.IDLE,),
-}
 
 LEAVING = frozenset((*PREPARING, Phase.ARMED, Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING))
-# What `saved` and `report` are made from: where none of it changed, neither is made to be compared.
-SAVED_FROM = attrgetter(
-    *("intent", "phase", "epoch", "launch", "loss", "blocked", "blocked_by_check", "blocked_fingerprint"),
-    *("restarts_used", "generation"),
-)
-REPORTED_FROM = attrgetter(
-    *("phase", "epoch", "digests", "launch", "loss", "blocked", "waiting", "progress"),
-)
 
 MOVES_MAX = 20  # one event makes one or two moves; this many are a circle
 RECHECK_S = 1.0  # between two looks at something that comes by itself, or at the inputs of a blocked node
-
-Steps = tuple[NodeState, list[Action]]
 
 
 def begin(me: Me) -> NodeState:
@@ -131,8 +104,8 @@ def step(state: NodeState, event: Event, now: float) -> Steps:
         new = cluster.publish(new)
     if new is state:  # most turns: time passed, or a message said what was known
         return new, actions
-    if SAVED_FROM(new) != SAVED_FROM(state) and saved(new) != saved(state):
-        actions.insert(0, Save(saved(new)))
+    if SAVED_FROM(new) != SAVED_FROM(state) and (kept := saved(new)) != saved(state):
+        actions.insert(0, Save(kept))
     if _told_changes(state, new):
         actions.append(Tell())
     return new, actions
@@ -160,7 +133,7 @@ def absorb(s: NodeState, event: Event, now: float) -> Steps:
         case Told(intent=intent) if not s.me.is_head and not _older(intent, s.intent):
             return _told(s, intent, now)
         case Started():
-            return _started(s, event, now)
+            return started(s, event, now)
         case Done() | Failed():
             return _answered(s, event, now) if s.busy and event.ticket == s.ticket else (s, [])
         case EngineSeen(epoch=epoch, findings=findings) if _living(s, epoch):
@@ -210,102 +183,7 @@ def _met(s: NodeState, rank: int, reach: str, now: float, **learned: Any) -> Nod
 
 def _living(s: NodeState, epoch: int) -> bool:
     """The fact is about the launch that lives here and is not being stopped."""
-    return s.launch is not None and s.launch.epoch == epoch and s.phase.has_engine and not _left(s)
-
-
-def _left(s: NodeState) -> bool:
-    return s.loss is not None and s.loss.epoch >= s.epoch
-
-
-def lose(s: NodeState, finding: Finding, now: float) -> Steps:
-    """This node's part of the epoch is over. The head hears of it with the next word; nothing waits for a request."""
-    if _left(s):
-        return s, []
-    note = Note(finding.id, f"epoch {s.epoch} lost on {s.me.node}: {finding.says}", alarm=True)
-    return replace(s, loss=Loss(epoch=s.epoch, finding=finding)), [note]
-
-
-def _started(s: NodeState, event: Started, now: float) -> Steps:
-    """Pick up where the last life of the daemon ended: adopt an engine that is whole, end whatever else still lives."""
-    was = event.saved or Saved()
-    same_boot = was.boot_id == s.me.boot_id
-    found = (*event.intact, *event.broken)
-    s = replace(
-        s,
-        epoch=max(was.epoch, *found, 0),
-        loss=was.loss,
-        blocked=was.blocked,
-        blocked_fingerprint=was.blocked_fingerprint,
-        restarts_used=was.restarts_used,
-        generation=was.generation,
-        phase=Phase.BLOCKED if was.blocked else Phase.IDLE,
-        since=now,
-        retry_at=now,
-    )
-    if s.me.is_head:
-        s = _resume_intent(s, was, same_boot, now)
-    launched = was.launch_epoch if same_boot else None
-    if launched is not None and launched == s.epoch and launched in event.intact and not _left(s):
-        return _adopt(s, was)
-    strange = sorted({*found} - {launched}, reverse=True)  # the file is older or newer than what runs, or lost
-    if strange:
-        says = f"an engine of epoch {strange[0]} lives here that this node does not remember"
-        ended = (*strange, launched) if launched is not None else tuple(strange)
-        return _end_leftovers(s, ended, bad("state.forgotten", says, cure=Cure.RELAUNCH), now)
-    if launched is None:
-        return _booted(s, was, now) if was.launch_epoch is not None else (s, [])
-    part = "only a part of it still lives" if launched in event.broken else "nothing of it lives any more"
-    says = f"the engine of epoch {launched} died while sparkd was away: {part}"
-    return _end_leftovers(s, (launched,), bad("engine.lost", says, cure=Cure.RELAUNCH), now)
-
-
-def _resume_intent(s: NodeState, was: Saved, same_boot: bool, now: float) -> NodeState:
-    """The head's word as it was. A barrier that was open without an engine here does not stay open: what it was opened
-    with is not remembered."""
-    kept = same_boot and (was.gate is Gate.CLOSED or was.launch_epoch == was.epoch)
-    intent = s.intent.model_copy(
-        update={
-            "run": was.run,
-            "epoch": s.epoch,
-            "gate": was.gate if kept else Gate.ENDED,
-            "profile": was.profile,
-            "generation": was.generation,
-        }
-    )
-    wait_s = backoff.delay_s(was.restarts_used, s.me.limits, s.me.node) if same_boot else 0.0
-    return replace(s, intent=intent, gate_since=now, epoch_at=now + wait_s)
-
-
-def _adopt(s: NodeState, was: Saved) -> Steps:
-    """Invariant 8: what runs is wanted until the head says otherwise, and is proven again by the head."""
-    s = replace(s, phase=Phase.LOADING, launch=Launch(s.epoch, seen=True, adopted=True), ready=was.serving)
-    if not s.me.is_head:
-        s = replace(s, intent=s.intent.model_copy(update={"run": True, "epoch": s.epoch, "gate": Gate.ALL}))
-    note = Note("engine.adopted", f"the engine of epoch {s.epoch} is alive and whole: adopted, not disturbed")
-    return s, [note]
-
-
-def _end_leftovers(s: NodeState, epochs: tuple[int, ...], finding: Finding, now: float) -> Steps:
-    """What is left of any launch is stopped before anything else, whether or not another epoch is wanted."""
-    notes: list[Action] = []
-    if s.epoch in epochs:
-        s, notes = lose(s, finding, now)
-    return replace(s, phase=Phase.STOPPING, launch=Launch(epochs[0]), leftovers=epochs[1:]), notes
-
-
-def _booted(s: NodeState, was: Saved, now: float) -> Steps:
-    """The engine ended with the boot that it belonged to. A boot that interrupted a launch costs one of the budget: it
-    may have been the launch that took the host down."""
-    says = f"{s.me.node} has booted since epoch {was.launch_epoch}: its engine is gone"
-    if was.launch_epoch == s.epoch and not _left(s):
-        s = replace(s, loss=Loss(epoch=s.epoch, finding=bad("node.booted", says, cure=Cure.RELAUNCH)))
-    if s.me.is_head and not was.serving and was.gate is not Gate.ENDED:
-        s = replace(s, restarts_used=s.restarts_used + 1)
-    notes: list[Action] = [Note("node.booted", says)]
-    died = was.loss if was.loss is not None and was.loss.epoch == was.launch_epoch else None
-    if died is not None and died.finding.cure is Cure.PERSON and was.run and s.blocked is None:
-        return _block(s, died.finding, now, by_check=False, notes=notes)  # the boot came before its stop was through
-    return s, notes
+    return s.launch is not None and s.launch.epoch == epoch and s.phase.has_engine and not left(s)
 
 
 def _told(s: NodeState, intent: Intent, now: float) -> Steps:
@@ -371,10 +249,10 @@ def _answered(s: NodeState, event: Done | Failed, now: float) -> Steps:
         if s.phase is s.waiting_in:
             s = replace(s, waiting=None)
         s = replace(s, attempts=0 if s.phase is Phase.STAGE else s.attempts)
-        return _enter(s, NEXT_STEP[s.phase], now, notes)
+        return enter(s, NEXT_STEP[s.phase], now, notes)
     if s.phase is Phase.PROVING and event.proof is not None:
         s = replace(s, proof=event.proof.model_copy(update={"at": now}), moved_at=now)
-        return _enter(s, Phase.SERVING, now, [*notes, Note("engine.proven", event.proof.says)])
+        return enter(s, Phase.SERVING, now, [*notes, Note("engine.proven", event.proof.says)])
     if s.phase is Phase.STOPPING:
         return _stopped(s, event.finding, now, notes)
     return s, notes
@@ -389,22 +267,22 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
             s = replace(s, waiting=finding, waiting_in=s.phase, retry_at=now + RECHECK_S)
             return replace(s, waiting_since=now if first else s.waiting_since), notes
         if finding.cure is Cure.PERSON:
-            return _block(s, finding, now, by_check=True)
+            return block(s, finding, now, by_check=True)
         attempts = s.attempts + 1
         wait_s = max(RECHECK_S, backoff.delay_s(attempts + 1, s.me.limits, f"{s.me.node}/prepare"))
         s = replace(s, attempts=attempts, retry_at=now + wait_s, waiting=finding)
-        return _enter(s, Phase.BACKOFF, now, [Note(finding.id, f"{finding.says}; again in {wait_s:.0f} s", alarm=True)])
+        return enter(s, Phase.BACKOFF, now, [Note(finding.id, f"{finding.says}; again in {wait_s:.0f} s", alarm=True)])
     if s.phase is Phase.STOPPING:  # a stop answers Done in the end; asked again until it does
         return replace(s, retry_at=now + RECHECK_S), [Note(finding.id, finding.says, alarm=True)]
     if s.phase is Phase.PROVING and s.launch is not None and s.launch.adopted and s.moved_at > s.since:
         # It served before the daemon did, and its counters move: busy with others' work, not broken (invariant 8).
-        s, asked = _ask(replace(s, since=now), Phase.PROVING, now)
+        s, asked = ask(replace(s, since=now), Phase.PROVING, now)
         return s, [
             Note(finding.id, f"the adopted engine works on others' requests: {finding.says}; asking again"),
             *asked,
         ]
     if s.phase is Phase.PROVING and finding.id == "endpoint.timeout" and serving.may_still_work(s, now):
-        s, asked = _ask(s, Phase.PROVING, now)
+        s, asked = ask(s, Phase.PROVING, now)
         return s, [
             Note(finding.id, f"the proof was not answered, and the engine may still work: {finding.says}; again"),
             *asked,
@@ -415,7 +293,7 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
 def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Action]) -> Steps:
     """The engine is gone from this node. What its log said may tell more than the death did."""
     if s.leftovers:
-        s, asked = _ask(replace(s, launch=Launch(s.leftovers[0]), leftovers=s.leftovers[1:]), Phase.STOPPING, now)
+        s, asked = ask(replace(s, launch=Launch(s.leftovers[0]), leftovers=s.leftovers[1:]), Phase.STOPPING, now)
         return s, [*notes, *asked]
     ended = s.launch.epoch if s.launch is not None else s.epoch  # older than `epoch` where the daemon ended meanwhile
     s = replace(s, launch=None, ready=False, progress=Progress(), proof=None, counters=None, busy_since=None)
@@ -427,18 +305,12 @@ def _stopped(s: NodeState, refined: Finding | None, now: float, notes: list[Acti
         s = replace(s, loss=lost)
         notes = [*notes, Note(refined.id, f"epoch {ended} ended because: {refined.says}", alarm=True)]
     if lost is not None and lost.finding.cure is Cure.PERSON and s.intent.run:
-        return _block(s, lost.finding, now, by_check=False, notes=notes)
+        return block(s, lost.finding, now, by_check=False, notes=notes)
     if s.blocked is not None:
-        return _enter(s, Phase.BLOCKED, now, notes)
+        return enter(s, Phase.BLOCKED, now, notes)
     if not s.intent.run or _wanted(s) is not None:
-        return _enter(s, Phase.IDLE, now, notes)
-    return _enter(s, Phase.BACKOFF, now, notes)
-
-
-def _block(s: NodeState, finding: Finding, now: float, *, by_check: bool, notes: list[Action] | None = None) -> Steps:
-    note = Note(finding.id, f"blocked: {finding.says}", alarm=True)
-    s = replace(s, blocked=finding, blocked_by_check=by_check, blocked_fingerprint="", waiting=None, retry_at=now)
-    return _enter(s, Phase.BLOCKED, now, [*(notes or []), note])
+        return enter(s, Phase.IDLE, now, notes)
+    return enter(s, Phase.BACKOFF, now, notes)
 
 
 # --- advancing ---------------------------------------------------------------------------------
@@ -463,43 +335,43 @@ def advance(s: NodeState, now: float) -> Steps | None:
 
 def _leave(s: NodeState, now: float) -> Steps:
     if s.launch is None:
-        return _enter(replace(s, waiting=None), Phase.IDLE, now, [])
-    return _enter(s, Phase.STOPPING, now, [])
+        return enter(replace(s, waiting=None), Phase.IDLE, now, [])
+    return enter(s, Phase.STOPPING, now, [])
 
 
 def _idle(s: NodeState, now: float) -> Steps | None:
     wanted = _wanted(s)
     if wanted is None and s.me.is_head and s.intent.run and cluster.is_budget_spent(s):
-        return _block(s, cluster.budget_spent(s), now, by_check=False)
+        return block(s, cluster.budget_spent(s), now, by_check=False)
     if wanted is None:
         return None
-    return _enter(replace(s, epoch=wanted, proof=None, progress=Progress()), Phase.PREFLIGHT, now, [])
+    return enter(replace(s, epoch=wanted, proof=None, progress=Progress()), Phase.PREFLIGHT, now, [])
 
 
 def _preparing(s: NodeState, now: float) -> Steps | None:
     """What comes by itself was not there yet: look again, from the first step."""
     if s.busy or now < s.retry_at:
         return None
-    return _ask(s, Phase.PREFLIGHT, now) if s.phase is Phase.PREFLIGHT else _enter(s, Phase.IDLE, now, [])
+    return ask(s, Phase.PREFLIGHT, now) if s.phase is Phase.PREFLIGHT else enter(s, Phase.IDLE, now, [])
 
 
 def _armed(s: NodeState, now: float) -> Steps | None:
     opened = s.intent.gate is Gate.ALL or (s.intent.gate is Gate.WORKERS and not s.me.is_head)
     if not opened:
-        return _enter(s, Phase.PREFLIGHT, now, []) if cluster.must_look_again(s, now) else None
+        return enter(s, Phase.PREFLIGHT, now, []) if cluster.must_look_again(s, now) else None
     if not s.me.is_head and s.peers.get(0, Peer()).reach != "yes":
         return None  # looked again behind the barrier, and the head fell silent meanwhile: it may have ended this epoch
     if now - s.since > cluster.ARMED_FRESH_S and not s.me.is_head:
-        return _enter(s, Phase.PREFLIGHT, now, [])  # the head looked again before it opened the barrier
+        return enter(s, Phase.PREFLIGHT, now, [])  # the head looked again before it opened the barrier
     differs = cluster.differs_from_head(s)
     if differs is not None:
         return lose(s, differs, now)
-    return _enter(replace(s, launch=Launch(s.epoch), ready=False), Phase.LAUNCHING, now, [])
+    return enter(replace(s, launch=Launch(s.epoch), ready=False), Phase.LAUNCHING, now, [])
 
 
 def _launching(s: NodeState, now: float) -> Steps | None:
     if s.launch is not None and s.launch.seen:
-        return _enter(s, Phase.LOADING, now, [])
+        return enter(s, Phase.LOADING, now, [])
     if now - s.since > s.me.limits.start_max_s:
         says = f"the engine's process did not appear within {s.me.limits.start_max_s:.0f} s of its start"
         return lose(s, bad("engine.start-timeout", says, cure=Cure.RELAUNCH), now)
@@ -508,11 +380,11 @@ def _launching(s: NodeState, now: float) -> Steps | None:
 
 def _loading(s: NodeState, now: float) -> Steps | None:
     if s.me.is_head and s.ready:
-        return _enter(s, Phase.PROVING, now, [])
+        return enter(s, Phase.PROVING, now, [])
     if not s.me.is_head and s.intent.serving:
-        return _enter(s, Phase.SERVING, now, [])
+        return enter(s, Phase.SERVING, now, [])
     if not s.me.is_head and s.intent.head_phase is Phase.PROVING:
-        return _enter(s, Phase.PROVING, now, [])
+        return enter(s, Phase.PROVING, now, [])
     if s.me.is_head and now - s.since > s.me.limits.load_max_s:
         says = f"the endpoint did not listen within {s.me.limits.load_max_s:.0f} s: {s.progress.says or 'no progress seen'}"
         return lose(s, bad("engine.load-timeout", says, cure=Cure.RELAUNCH), now)
@@ -521,7 +393,7 @@ def _loading(s: NodeState, now: float) -> Steps | None:
 
 def _proving(s: NodeState, now: float) -> Steps | None:
     if not s.me.is_head and s.intent.serving:
-        return _enter(s, Phase.SERVING, now, [])
+        return enter(s, Phase.SERVING, now, [])
     if s.me.is_head and not s.doubt and serving.is_proof_late(s, now):
         return replace(s, doubt=True), []
     return _peer_gone(s, now)
@@ -547,19 +419,19 @@ def _peer_gone(s: NodeState, now: float) -> Steps | None:
 
 
 def _stopping(s: NodeState, now: float) -> Steps | None:
-    return None if s.busy or now < s.retry_at else _ask(s, Phase.STOPPING, now)
+    return None if s.busy or now < s.retry_at else ask(s, Phase.STOPPING, now)
 
 
 def _backoff(s: NodeState, now: float) -> Steps | None:
     due = now >= s.retry_at and _wanted(s) is not None
     if not s.intent.run or due or (_wanted(s) or 0) > s.epoch or (s.me.is_head and cluster.is_budget_spent(s)):
-        return _enter(replace(s, waiting=None), Phase.IDLE, now, [])
+        return enter(replace(s, waiting=None), Phase.IDLE, now, [])
     return None
 
 
 def _blocked(s: NodeState, now: float) -> Steps | None:
     if s.blocked is None:
-        return _enter(replace(s, blocked_fingerprint=""), Phase.IDLE, now, [])
+        return enter(replace(s, blocked_fingerprint=""), Phase.IDLE, now, [])
     if now < s.retry_at:
         return None
     return replace(s, retry_at=now + 2 * RECHECK_S), [Look()]
@@ -580,116 +452,3 @@ ADVANCE: dict[Phase, Callable[[NodeState, float], Steps | None]] = {
     Phase.BACKOFF: _backoff,
     Phase.BLOCKED: _blocked,
 }
-
-
-# --- entering a phase --------------------------------------------------------------------------
-
-
-def _enter(s: NodeState, phase: Phase, now: float, notes: list[Action]) -> Steps:
-    """Every change of phase goes through here, and asks for the phase's effect."""
-    if phase not in TRANSITIONS[s.phase]:
-        raise AssertionError(f"{s.phase} -> {phase} is not in the drawing")
-    note = Note("phase", f"{s.phase} -> {phase}" + (f" (epoch {s.epoch})" if s.epoch else ""))
-    s = replace(s, phase=phase, since=now, busy=False, ticket=s.ticket + 1)
-    if phase in (*PREPARING, Phase.LAUNCHING, Phase.STOPPING) or (phase is Phase.PROVING and s.me.is_head):
-        s, asked = _ask(s, phase, now)
-        return s, [*notes, note, *asked]
-    return s, [*notes, note]
-
-
-def _ask(s: NodeState, phase: Phase, now: float) -> Steps:
-    """Ask for the effect of this phase, under a new ticket."""
-    s = replace(s, busy=True, ticket=s.ticket + 1)
-    match phase:
-        case Phase.LAUNCHING:
-            return s, [Start(s.ticket, s.epoch)]
-        case Phase.STOPPING:
-            return s, [Stop(s.ticket, s.launch.epoch if s.launch else s.epoch)]
-        case Phase.PROVING:
-            return s, [Prove(s.ticket, s.epoch)]
-        case _:
-            return s, [Prepare(s.ticket, phase, s.epoch, s.intent.profile, cluster.others_plans(s))]
-
-
-# --- what others see ---------------------------------------------------------------------------
-
-
-def reason(s: NodeState, now: float) -> str:
-    """Where the node stands and why, in one sentence: the log line, STATUS=, `sparkd status`, and what tests assert."""
-    i, who = s.intent, f"epoch {s.epoch}"
-    match s.phase:
-        case Phase.BLOCKED if s.blocked is not None:
-            return f"blocked: {s.blocked.says}"
-        case Phase.IDLE if not i.run and (s.me.is_head or i.epoch):
-            return "stopped by the operator"
-        case Phase.IDLE if s.me.is_head:
-            return cluster.backoff_reason(s, now)
-        case Phase.IDLE:
-            objection = s.peers.get(0, Peer()).objection
-            return objection.says if objection else f"waiting for {s.me.names[0]}'s word"
-        case Phase.PREFLIGHT | Phase.CLEAN | Phase.CONTAINER | Phase.STAGE if s.waiting is not None:
-            waited = now - s.waiting_since
-            late = " (longer than it should take)" if waited > s.me.limits.link_grace_s else ""
-            return f"{s.waiting_in}: waiting for {waited:.0f} s{late}: {s.waiting.says}"
-        case Phase.ARMED:
-            return f"armed for {who}: {cluster.barrier(s, now)}"
-        case Phase.LAUNCHING:
-            return f"launching {who}: the engine's process is starting"
-        case Phase.LOADING:
-            return f"loading {who}: {s.progress.says or 'the engine starts'}"
-        case Phase.PROVING:
-            return f"proving {who}: asking the endpoint for a real answer"
-        case Phase.SERVING:
-            return serving.reason(s, now)
-        case Phase.STOPPING:
-            lost = s.loss if _left(s) else s.ended if s.ended and s.ended.epoch == s.epoch else None
-            why = lost.finding.says if lost else "not wanted any more" if i.run else "stop was asked"
-            return f"stopping {who}: {why}"
-        case Phase.BACKOFF:
-            return cluster.backoff_reason(s, now)
-    return f"{s.phase} for {who}"
-
-
-def report(s: NodeState) -> Report:
-    """What this node tells the head."""
-    return Report(
-        node=s.me.node,
-        rank=s.me.rank,
-        version=s.me.version,
-        boot_id=s.me.boot_id,
-        epoch=s.epoch,
-        phase=s.phase,
-        plan_digest=s.digests.plan,
-        image_id=s.digests.image,
-        weights_digest=s.digests.weights,
-        driver=s.digests.driver,
-        engine_alive=s.launch is not None and s.launch.seen and s.phase.has_engine and not _left(s),
-        loss=s.loss,
-        blocked=s.blocked,
-        waiting=s.waiting,
-        progress=s.progress,
-    )
-
-
-def report_now(s: NodeState, now: float) -> Report:
-    """The report as it goes out, with what only the moment of telling knows. Of these nothing makes a new report by itself."""
-    vitals = serving.own_vitals(s, now)
-    return report(s).model_copy(update={"reason": reason(s, now), "vitals": vitals, "at": now})
-
-
-def saved(s: NodeState) -> Saved:
-    """What must be on disk before this state is acted on."""
-    return Saved(
-        boot_id=s.me.boot_id,
-        epoch=max(s.epoch, s.intent.epoch if s.me.is_head else 0),
-        run=s.intent.run,
-        gate=s.intent.gate,
-        profile=s.intent.profile,
-        generation=s.generation,
-        launch_epoch=s.launch.epoch if s.launch else None,
-        serving=s.phase is Phase.SERVING,
-        restarts_used=s.restarts_used,
-        loss=s.loss,
-        blocked=None if s.blocked_by_check else s.blocked,  # what a check found, it finds again
-        blocked_fingerprint=s.blocked_fingerprint,
-    )

@@ -7,25 +7,22 @@ since.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sparkd.control import wedge
-from sparkd.control.state import Action, Canary, CanaryBack, Counters, NodeState, Note, Peer
+from sparkd.control.moves import Steps, lose
+from sparkd.control.state import Canary, CanaryBack, Counters, NodeState, Note, Peer, replace
 from sparkd.model.finding import Cure, Finding, Verdict, Who, bad
-from sparkd.model.report import Loss, Phase, Vitals
+from sparkd.model.report import Phase, Vitals
 
 CANARY_FAILURES_MAX = 2  # in a row, where the answer was an error
 CANARY_AGAIN_SHARE = 1 / 6  # of `canary_interval_s`: where nothing moves, the next one is sent so soon after the last
 PREFILL_S = 15.0  # no token for so long while the gauges move is worth a word
-
-Steps = tuple[NodeState, list[Action]]
 
 
 def counted(s: NodeState, counters: Counters, now: float) -> NodeState:
     """Counters and gauges that move are life; a completed request is a proof."""
     old = s.counters
     began = now if s.busy_since is None else s.busy_since
-    s = replace(s, counters=counters, counted_at=now, busy_since=began if counters.active else None)
+    s = replace(s, counters=counters, busy_since=began if counters.active else None)
     if old is None:
         return replace(s, tokens_at=now)
     if counters.movement != old.movement:
@@ -71,7 +68,7 @@ def canary_back(s: NodeState, event: CanaryBack, now: float) -> Steps:
     failures = s.canary_failures + 1
     s = replace(s, canary_failures=failures)
     if failures >= CANARY_FAILURES_MAX:
-        return _lose(s, finding)
+        return lose(s, finding, now)
     return replace(s, canary_done_at=None), [Note(finding.id, f"a canary failed: {finding.says}; asking once more")]
 
 
@@ -93,18 +90,13 @@ def watch(s: NodeState, now: float) -> Steps | None:
     verdict = wedge.judge(signals(s, now), s.me.limits)
     lost = verdict.finding or _cut_off(s, now)
     if lost is not None:
-        return _lose(s, lost)
+        return lose(s, lost, now)
     if verdict.doubt != s.doubt:
         return replace(s, doubt=verdict.doubt), []
     if s.canary_at is None and now >= _canary_due_at(s):
         ticket = s.canary_ticket + 1
         return replace(s, canary_ticket=ticket, canary_at=now), [Canary(ticket, s.epoch)]
     return None
-
-
-def _lose(s: NodeState, finding: Finding) -> Steps:
-    note = Note(finding.id, f"epoch {s.epoch} lost on {s.me.node}: {finding.says}", alarm=True)
-    return replace(s, loss=Loss(epoch=s.epoch, finding=finding)), [note]
 
 
 def signals(s: NodeState, now: float) -> wedge.Signals:
@@ -117,7 +109,7 @@ def signals(s: NodeState, now: float) -> wedge.Signals:
         still_s=None if still_since is None else now - still_since,
         quiet_s=0.0 if still_since is None else now - max(still_since, s.worked_at),
         unanswered_s=now - min(asked) if asked else None,
-        nodes=_nodes(s, now),
+        nodes=_nodes(s, now) if waits else (),
     )
 
 

@@ -111,7 +111,6 @@ class NodeState:
     canary_done_at: float | None = None
     canary_failures: int = 0
     counters: Counters | None = None
-    counted_at: float = 0.0  # when they were last read
     moved_at: float = 0.0  # when a counter or a gauge last moved
     tokens_at: float = 0.0  # when tokens were last counted: a prefill moves gauges only
     busy_since: float | None = None  # since when requests have been running or waiting without a pause

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim.truth import Host
-from sparkd.control import node
+from sparkd.control import moves, telling
 from sparkd.control.state import (
     Action,
     Asked,
@@ -105,7 +105,7 @@ class Invariants:
         if isinstance(event, EngineGone) and after.loss is not before.loss:
             self._teardown_follows(host, event.epoch)
         self._nothing_lives_unheld(host, after)
-        if not node.reason(after, self.world.clock(host)):
+        if not telling.reason(after, self.world.clock(host)):
             self.world.fail(0, f"{host.name}: does not say why it is {after.phase}")
 
     def _bounded(self, host: Host, actions: list[Action]) -> None:
@@ -125,13 +125,13 @@ class Invariants:
 
     def _barrier_is_kept(self, host: Host, after: NodeState) -> None:
         opened = after.intent.gate is Gate.WORKERS or after.intent.gate is Gate.ALL
-        if after.me.is_head and opened and after.phase in node.PREPARING:
+        if after.me.is_head and opened and after.phase in moves.PREPARING:
             self.world.fail(2, f"{host.name}: opened the barrier and is not ready itself")
 
     def _saved_first(self, host: Host, after: NodeState, actions: list[Action]) -> None:
         """Invariant 10, the other way round: what would be read back after a crash right before any act is what the act
         is based on."""
-        on_disk, wanted = host.disk, node.saved(after)
+        on_disk, wanted = host.disk, telling.saved(after)
         for action in actions:
             if isinstance(action, Save):
                 on_disk = action.saved
@@ -156,7 +156,7 @@ class Invariants:
         engine = host.engine
         if engine is None or engine.epoch in (held, *after.leftovers):
             return
-        if after.phase not in node.PREPARING:
+        if after.phase not in moves.PREPARING:
             self.world.fail(1, f"{host.name}: an engine of epoch {engine.epoch} lives, the node holds {held}")
 
     # --- what needs a person -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim.truth import Exchange, Host
-from sparkd.control import node, serving
+from sparkd.control import serving, telling
 from sparkd.control.state import Event, Heard, Silent, Told
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Intent, Report
@@ -263,9 +263,9 @@ class Messages:
         """Stamped when it was first said: what did not change is the same word."""
         assert host.state is not None
         now = self.world.clock(host)
-        content = node.REPORTED_FROM(host.state), serving.own_vitals(host.state, now)
+        content = telling.REPORTED_FROM(host.state), serving.own_vitals(host.state, now)
         if host.said is None or host.said[0] != content:
-            host.said = content, node.report_now(host.state, now)
+            host.said = content, telling.report_now(host.state, now)
         assert isinstance(host.said[1], Report)
         return host.said[1]
 

@@ -84,7 +84,7 @@ WALKED = (
     ),
     Mutant(
         "barrier stays open over a restart",
-        "node",
+        "starting",
         "kept = same_boot and (",
         "kept = same_boot or (",
         "test_the_heads_sparkd_restarts_between_the_barrier_and_its_launch",
@@ -220,14 +220,14 @@ WALKED = (
     Mutant(
         "serves without a proof",
         "node",
-        "    if s.me.is_head and s.ready:\n        return _enter(s, Phase.PROVING, now, [])",
-        "    if s.me.is_head and s.ready:\n        return _enter(s, Phase.SERVING, now, [])",
+        "    if s.me.is_head and s.ready:\n        return enter(s, Phase.PROVING, now, [])",
+        "    if s.me.is_head and s.ready:\n        return enter(s, Phase.SERVING, now, [])",
         "test_both_boot_and_the_link_comes_late",
     ),
     Mutant(
         "a stop is asked once",
         "node",
-        "return None if s.busy or now < s.retry_at else _ask(s, Phase.STOPPING, now)",
+        "return None if s.busy or now < s.retry_at else ask(s, Phase.STOPPING, now)",
         "return None",
         "test_a_stop_that_fails_is_asked_again",
     ),
@@ -242,7 +242,7 @@ WALKED = (
         "return False",
         "test_crash_loop",
     ),
-    Mutant("budget forgotten", "node", "restarts_used=was.restarts_used,", "restarts_used=0,", "test_crash_loop"),
+    Mutant("budget forgotten", "starting", "restarts_used=was.restarts_used,", "restarts_used=0,", "test_crash_loop"),
     Mutant(
         "no delay",
         "cluster",
@@ -266,7 +266,7 @@ WALKED = (
     ),
     Mutant(
         "a boot mends what a person has to",
-        "node",
+        "starting",
         "if died is not None and",
         "if False and",
         "test_a_boot_mends_nothing_that_a_person_has_to",
@@ -296,39 +296,39 @@ WALKED = (
     Mutant(
         "acts before it saves",
         "node",
-        "actions.insert(0, Save(saved(new)))",
-        "actions.append(Save(saved(new)))",
+        "actions.insert(0, Save(kept))",
+        "actions.append(Save(kept))",
         "saved-too-late.txt",
     ),
     Mutant(
         "never adopts",
-        "node",
+        "starting",
         "and launched in event.intact and",
         "and False and",
         "test_sparkd_restarts_while_serving",
     ),
     Mutant(
         "adopts a part",
-        "node",
+        "starting",
         "and launched in event.intact and",
         "and",
         "test_a_rank_dies_while_its_daemon_is_away",
     ),
     Mutant(
         "another boot is the same",
-        "node",
+        "starting",
         "same_boot = was.boot_id == s.me.boot_id",
         "same_boot = True",
         "test_both_lose_power",
     ),
     Mutant(
         "leftovers live on",
-        "node",
+        "starting",
         "    if strange:\n",
         "    if False:\n",
         "test_a_stale_engine_is_stopped_even_where_nothing_is_wanted",
     ),
-    Mutant("a stop is forgotten", "node", '"run": was.run,', '"run": True,', "test_stop_and_start"),
+    Mutant("a stop is forgotten", "starting", '"run": was.run,', '"run": True,', "test_stop_and_start"),
     # the wedge
     Mutant(
         "gauges do not count",
@@ -431,14 +431,14 @@ WALKED = (
     # what random schedules hardly ever meet
     Mutant(
         "one leftover of several is stopped",
-        "node",
+        "starting",
         "leftovers=epochs[1:]",
         "leftovers=()",
         "test_of_several_leftovers_each_is_stopped",
     ),
     Mutant(
         "a boot during a start costs nothing",
-        "node",
+        "starting",
         "s = replace(s, restarts_used=s.restarts_used + 1)",
         "pass",
         "test_a_boot_during_a_start_costs_one_of_the_budget",
@@ -456,8 +456,8 @@ HUNTED = (
     Mutant(
         "a step that failed is good enough",
         "node",
-        'return _enter(s, Phase.BACKOFF, now, [Note(finding.id, f"{finding.says}; again',
-        'return _enter(s, NEXT_STEP[s.phase], now, [Note(finding.id, f"{finding.says}; again',
+        'return enter(s, Phase.BACKOFF, now, [Note(finding.id, f"{finding.says}; again',
+        'return enter(s, NEXT_STEP[s.phase], now, [Note(finding.id, f"{finding.says}; again',
         "",
     ),
     Mutant(
@@ -470,11 +470,11 @@ HUNTED = (
     Mutant(
         "prepares beside its launch",
         "node",
-        "    if s.launch is None:\n        return _enter(",
-        "    if True:\n        return _enter(",
+        "    if s.launch is None:\n        return enter(",
+        "    if True:\n        return enter(",
         "",
     ),
-    Mutant("stops what it never started", "node", "s.launch.epoch if s.launch else s.epoch)", "s.epoch + 1)", ""),
+    Mutant("stops what it never started", "moves", "s.launch.epoch if s.launch else s.epoch)", "s.epoch + 1)", ""),
     Mutant("an end costs nothing", "cluster", "used = s.restarts_used + (", "used = s.restarts_used + 0 * (", ""),
 )
 

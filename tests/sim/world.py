@@ -18,7 +18,7 @@ from sim.invariants import WORDS, Invariants
 from sim.messages import Messages
 from sim.truth import QUICK, Epoch, Host, Trip, Violation
 from sim.vitals import measure_regularly
-from sparkd.control import node
+from sparkd.control import node, telling
 from sparkd.control.state import (
     Action,
     Asked,
@@ -119,7 +119,7 @@ class World:
         return [self.reason(h) for h in self.hosts]
 
     def reason(self, host: Host) -> str:
-        return node.reason(host.state, self.clock(host)) if host.state else "no daemon"
+        return telling.reason(host.state, self.clock(host)) if host.state else "no daemon"
 
     def serving(self) -> bool:
         """Every node says that it serves, in one epoch."""

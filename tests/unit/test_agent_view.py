@@ -8,7 +8,7 @@ from typing import Any
 
 from sparkd.agent import view
 from sparkd.cli import table
-from sparkd.control import cluster
+from sparkd.control import cluster, telling
 from sparkd.control import node as control
 from sparkd.control.state import Me, Peer
 from sparkd.model.cluster import Limits
@@ -72,7 +72,7 @@ def test_armed_nodes_that_differ_say_what_a_person_has_to_make_equal() -> None:
     told = Intent(run=True, epoch=7, gate=Gate.CLOSED, head_phase=Phase.ARMED, plan_digest="aaaa")
     worker = replace(control.begin(me(1)), intent=told, epoch=7, phase=Phase.ARMED, digests=Digests(plan="bbbb"))
     head = replace(control.begin(me(0)), intent=told, epoch=7, phase=Phase.ARMED, digests=Digests(plan="aaaa"))
-    head = replace(head, peers={1: Peer(reach="yes", heard_at=99.0, report=control.report(worker))})
+    head = replace(head, peers={1: Peer(reach="yes", heard_at=99.0, report=telling.report(worker))})
     for state in (worker, head):
         finding = cluster.held_up(state)
         assert finding is not None and finding.id == "peer.plan-differs"

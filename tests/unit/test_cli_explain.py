@@ -12,7 +12,7 @@ from cli_daemon import Home
 
 import sparkd
 from sparkd.cli.explain import did_you_mean, everything, lines, look_up
-from sparkd.control.node import TRANSITIONS
+from sparkd.control.moves import TRANSITIONS
 from sparkd.doctor.catalogue import records
 from sparkd.doctor.declared import every_check
 

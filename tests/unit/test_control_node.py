@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparkd.control import node
+from sparkd.control import moves, node, telling
 from sparkd.control.state import (
     Action,
     Asked,
@@ -94,17 +94,17 @@ def drawn() -> dict[Phase, set[Phase]]:
 
 
 def test_the_drawing_is_the_table() -> None:
-    assert drawn() == {phase: set(to) for phase, to in node.TRANSITIONS.items()}
+    assert drawn() == {phase: set(to) for phase, to in moves.TRANSITIONS.items()}
 
 
 def test_every_phase_can_be_left_and_reached_and_advances() -> None:
-    assert set(node.TRANSITIONS) == set(Phase) == set(node.ADVANCE)
-    assert {to for targets in node.TRANSITIONS.values() for to in targets} == set(Phase)
+    assert set(moves.TRANSITIONS) == set(Phase) == set(node.ADVANCE)
+    assert {to for targets in moves.TRANSITIONS.values() for to in targets} == set(Phase)
 
 
 def test_a_move_that_is_not_drawn_is_refused() -> None:
     with pytest.raises(AssertionError, match="idle -> serving is not in the drawing"):
-        node._enter(node.begin(me()), Phase.SERVING, 0.0, [])
+        moves.enter(node.begin(me()), Phase.SERVING, 0.0, [])
 
 
 # --- the good way ----------------------------------------------------------------------------------
@@ -119,10 +119,10 @@ def test_a_single_node_goes_all_the_way() -> None:
     assert actions[0].saved.launch_epoch == 1
     assert Start(state.ticket, 1) in actions
     state, actions = walk(until(state, Phase.PROVING), Tick())
-    assert node.reason(state, 10.0) == "proving epoch 1: asking the endpoint for a real answer"
+    assert telling.reason(state, 10.0) == "proving epoch 1: asking the endpoint for a real answer"
     state = until(state, Phase.SERVING)
     assert state.intent.serving
-    assert node.reason(state, 12.0) == "serving epoch 1: a real answer 2 s ago"
+    assert telling.reason(state, 12.0) == "serving epoch 1: a real answer 2 s ago"
 
 
 def test_nothing_new_is_neither_saved_nor_told() -> None:
@@ -152,7 +152,7 @@ def test_what_comes_by_itself_is_waited_for_and_noted_once() -> None:
     state, actions = walk(state, Failed(state.ticket, late), Tick(), Tick())
     assert state.phase is Phase.PREFLIGHT
     assert [action.says for action in actions if isinstance(action, Note)] == ["waiting: bond0 has no carrier"]
-    assert node.reason(state, 13.0) == "preflight: waiting for 3 s: bond0 has no carrier"
+    assert telling.reason(state, 13.0) == "preflight: waiting for 3 s: bond0 has no carrier"
     asked = [action for action in actions if isinstance(action, Prepare)]
     assert [action.phase for action in asked] == [Phase.PREFLIGHT], "looked again after a second, one at a time"
 
@@ -177,7 +177,7 @@ def test_what_needs_a_person_blocks_and_leaves_when_it_is_mended() -> None:
     state, actions = walk(state, Failed(state.ticket, missing))
     assert state.phase is Phase.BLOCKED
     assert Look() in actions
-    assert node.reason(state, 11.0) == "blocked: /opt/run.sh does not exist"
+    assert telling.reason(state, 11.0) == "blocked: /opt/run.sh does not exist"
     state, _ = walk(state, Inputs("a", missing), Inputs("b", missing))
     assert state.phase is Phase.BLOCKED, "another input changed, this one is still bad"
     state, _ = walk(state, Inputs("c"))
@@ -191,7 +191,7 @@ def test_what_no_check_sees_waits_for_a_changed_input() -> None:
     assert state.phase is Phase.STOPPING
     assert Stop(state.ticket, 1) in actions
     state, _ = walk(state, Done(state.ticket, finding=recipe), Inputs("a"), Inputs("a"))
-    assert node.reason(state, 20.0) == "blocked: unrecognized arguments: --tensor-paralel"
+    assert telling.reason(state, 20.0) == "blocked: unrecognized arguments: --tensor-paralel"
     state, _ = walk(state, Inputs("b"))
     assert state.phase is Phase.PREFLIGHT
 
@@ -201,7 +201,7 @@ def test_an_engine_that_differs_from_the_plan_ends_the_epoch() -> None:
     differs = bad("engine.argv-differs", "--max-num-seqs is 8, the plan says 16", cure=Cure.PERSON)
     state, _ = walk(state, EngineSeen(1, (differs,)))
     assert state.phase is Phase.STOPPING
-    assert node.reason(state, 10.0) == "stopping epoch 1: --max-num-seqs is 8, the plan says 16"
+    assert telling.reason(state, 10.0) == "stopping epoch 1: --max-num-seqs is 8, the plan says 16"
 
 
 def test_the_next_epoch_is_another_number() -> None:
@@ -218,9 +218,9 @@ def test_the_next_epoch_is_another_number() -> None:
 def test_stop_start_and_restart() -> None:
     state = until(started(), Phase.SERVING)
     state, _ = walk(state, Asked("stop"))
-    assert node.reason(state, 10.0) == "stopping epoch 1: stop was asked"
+    assert telling.reason(state, 10.0) == "stopping epoch 1: stop was asked"
     state, _ = walk(state, Done(state.ticket))
-    assert node.reason(state, 10.0) == "stopped by the operator"
+    assert telling.reason(state, 10.0) == "stopped by the operator"
     state, actions = walk(state, Asked("start", "latency"))
     assert (state.phase, state.epoch, state.intent.profile) == (Phase.PREFLIGHT, 2, "latency")
     assert Reload(1) in actions
@@ -259,7 +259,7 @@ def test_an_adopted_worker_needs_no_word_and_proves_nothing() -> None:
 def test_what_died_meanwhile_is_stopped(intact: tuple[int, ...], broken: tuple[int, ...], says: str) -> None:
     state, actions = walk(node.begin(me()), Started(SERVING, intact, broken))
     assert state.phase is Phase.STOPPING
-    assert says in node.reason(state, 10.0)
+    assert says in telling.reason(state, 10.0)
     assert Stop(state.ticket, 7) in actions
     assert (state.intent.epoch, state.restarts_used) == (8, 1)
 
@@ -288,7 +288,7 @@ def test_every_engine_that_the_file_does_not_know_is_stopped_before_anything_els
         state, actions = walk(node.begin(me()), Started(strange, (7,), (6,)))
         assert Stop(state.ticket, 7) in actions and state.intent.epoch == max(epoch, 7) + 1
         state, actions = walk(state, Done(state.ticket))
-        assert actions == [Save(node.saved(state)), Stop(state.ticket, 6)]
+        assert actions == [Save(telling.saved(state)), Stop(state.ticket, 6)]
         state, actions = walk(state, Done(state.ticket))
         assert Stop(state.ticket, epoch) in actions
         state, _ = walk(state, Done(state.ticket))
@@ -313,7 +313,7 @@ def told(state: NodeState, epoch: int = 3, gate: Gate = Gate.CLOSED) -> NodeStat
 
 def test_a_worker_does_nothing_without_a_word() -> None:
     state = started(1, 2)
-    assert (state.phase, node.reason(state, 5.0)) == (Phase.IDLE, "waiting for spark1's word")
+    assert (state.phase, telling.reason(state, 5.0)) == (Phase.IDLE, "waiting for spark1's word")
 
 
 def test_a_worker_tells_its_report_and_not_what_it_heard() -> None:
