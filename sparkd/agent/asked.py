@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparkd.model.errors import UsageError
+from sparkd.model.invalid import first_fault
 
 NAME_MAX_CHARS = 255
 MEASURE_S = 2.0
@@ -48,7 +49,6 @@ def told(request: Mapping[str, Any], kind: type[Kind]) -> Kind:
     try:
         return kind.model_validate(request)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(part)[:NAME_MAX_CHARS] for part in first["loc"])
-        says = first["msg"].removeprefix("Input ").replace("should", "must", 1)
-        raise UsageError(f"{str(request.get('verb'))[:40]} cannot take this {place}: it {says}") from None
+        place, fault = first_fault(error)
+        says = fault.removeprefix("Input ").replace("should", "must", 1)
+        raise UsageError(f"{str(request.get('verb'))[:40]} cannot take this {place[:NAME_MAX_CHARS]}: it {says}") from None

@@ -194,8 +194,7 @@ class Effects:
     def _containers(self) -> tuple[str, ...]:
         """Our container's id, where Docker answers: a stop does not wait for a Docker that is away."""
         try:
-            cleaning.thaw(self.plan, self.docker)
-            return cleaning.our_containers(self.plan, self.docker)
+            return cleaning.thaw(self.plan, self.docker)
         except SparkdError:
             return ()
 

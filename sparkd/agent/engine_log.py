@@ -12,6 +12,7 @@ import logging
 import os
 from pathlib import Path
 
+from sparkd.agent.launching import LOG_MODE
 from sparkd.agent.loop import Agent
 from sparkd.control.state import NodeState
 from sparkd.host.clock import monotonic
@@ -99,7 +100,7 @@ def _copy(path: Path, target: Path, begin: int) -> None:
     beside = target.with_name(target.name + ".new")
     try:
         with path.open("rb") as source, beside.open("wb") as copy:
-            os.fchmod(copy.fileno(), 0o640)  # as the log itself: the group of the unit may read it
+            os.fchmod(copy.fileno(), LOG_MODE)
             source.seek(begin)
             for _ in range(CATCH_UP_MAX):
                 copied = 0

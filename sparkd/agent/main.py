@@ -220,9 +220,8 @@ class Daemon:
 
     async def _keys(self, request: dict[str, Any]) -> Answer:
         """Fingerprints: which keys this daemon has, and which the others last signed with."""
-        spoken_with = (
-            self._me.names[1:] if self._me.is_head else self._me.names[:1]
-        )  # each second; workers are no peers
+        # The head and each worker speak every second; workers do not speak with each other.
+        spoken_with = self._me.names[1:] if self._me.is_head else self._me.names[:1]
         yield self._keyring.told(spoken_with)
 
     async def _throughput(self, request: dict[str, Any]) -> Answer:

@@ -70,9 +70,8 @@ class Sampler:
         self._submit("stopped")
         assert self._writing is not None
         last = asyncio.wrap_future(self._writing)
-        if not (await asyncio.wait({last}, timeout=LAST_MAX_S))[
-            0
-        ]:  # not cancelled: it may wait for a slow nvidia-smi only
+        done, _ = await asyncio.wait({last}, timeout=LAST_MAX_S)
+        if not done:  # not cancelled: it may wait for a slow nvidia-smi only
             log.warning("the last sample could not be written within %g s", LAST_MAX_S)
         self._lane.shutdown(wait=False)
 

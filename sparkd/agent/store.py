@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparkd.host.files import whole, write_atomically
 from sparkd.host.paths import PLAN_MAX_BYTES, Paths
+from sparkd.model.invalid import first_fault
 from sparkd.model.outside import parsed
 from sparkd.model.plan import ClusterPlan
 from sparkd.model.report import Saved
@@ -44,9 +45,8 @@ def _read(path: Path, model: type[Model]) -> tuple[Model | None, str]:
 
 def _first_words(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}" if where else str(first["msg"])
+        place, fault = first_fault(error)
+        return f"{place}: {fault}" if place else fault
     return str(error).splitlines()[0]
 
 

@@ -35,6 +35,7 @@ def read(facts: Facts, answers: Mapping[str, Mapping[str, Any]]) -> tuple[list[D
     from pydantic import ValidationError
 
     from sparkd.model.diagnosis import Diagnosis
+    from sparkd.model.invalid import first_fault
 
     found: list[Diagnosis] = []
     absent: dict[str, str] = {}
@@ -46,7 +47,7 @@ def read(facts: Facts, answers: Mapping[str, Mapping[str, Any]]) -> tuple[list[D
         except KeyError:
             absent[node] = str(answer.get("absent") or "its answer was empty")
         except ValidationError as error:
-            absent[node] = f"its answer cannot be read: {error.errors()[0]['msg']}"
+            absent[node] = f"its answer cannot be read: {first_fault(error)[1]}"
     nobody = answers.get("")
     why = "no answer in time" if nobody is None else str(nobody.get("absent") or "the daemon here did not ask it")
     heard = {each.node for each in found} | set(absent)

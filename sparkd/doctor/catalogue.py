@@ -17,6 +17,7 @@ from sparkd.doctor.needles import needles
 from sparkd.model.diagnosis import Kind, Source
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import LAYERS, Cure, Verdict, Who
+from sparkd.model.invalid import first_fault
 
 # libyaml's loader is ten times as fast; a PyYAML without it reads the same.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -130,9 +131,8 @@ def _record(name: str, content: Any) -> Record:
     try:
         one = Record.model_validate({"layer": name.removesuffix(".yaml"), **content})
     except (TypeError, ValidationError) as error:
-        told = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "is not a record"}
-        key = ".".join(str(part) for part in told["loc"])
-        raise SparkdError(f"{key}: {told['msg']}".lstrip(": "), where=where, hint="reinstall sparkd") from error
+        key, fault = first_fault(error) if isinstance(error, ValidationError) else ("", "is not a record")
+        raise SparkdError(f"{key}: {fault}".lstrip(": "), where=where, hint="reinstall sparkd") from error
     if one.layer not in LAYERS:
         raise SparkdError(f"layer: {one.layer} is none", where=where, hint="reinstall sparkd")
     return one

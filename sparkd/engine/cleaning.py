@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from sparkd.engine.container import Docker
+from sparkd.engine.container import ContainerState, Docker
 from sparkd.host import clock, memory, ports, processes, shm
 from sparkd.host.launch_file import last_launch
 from sparkd.host.memory import GIB, MIB
@@ -91,15 +91,22 @@ def launch_by_unit(launch_file: Path, *, timeout_s: float = 10) -> str | None:
 
 def our_containers(plan: Plan, docker: Docker) -> tuple[str, ...]:
     """The plan's container, where sparkd made it for this cluster: another one of that name is somebody's."""
-    state = docker.inspect(plan.container.name)
-    return (state.id,) if state is not None and state.made_for(plan.cluster) else ()
+    state = _ours(plan, docker)
+    return (state.id,) if state is not None else ()
 
 
-def thaw(plan: Plan, docker: Docker) -> None:
-    """Unpauses our container: frozen processes take no signal, on cgroup v1 not even SIGKILL, and what is to end has to run."""
-    state = docker.inspect(plan.container.name)
-    if state is not None and state.status == "paused" and state.made_for(plan.cluster):
+def thaw(plan: Plan, docker: Docker) -> tuple[str, ...]:
+    """Unpauses our container: frozen processes take no signal, on cgroup v1 not even SIGKILL, and what is to end has to run.
+    Returns what `our_containers` does."""
+    state = _ours(plan, docker)
+    if state is not None and state.status == "paused":
         docker.unpause(plan.container.name)
+    return (state.id,) if state is not None else ()
+
+
+def _ours(plan: Plan, docker: Docker) -> ContainerState | None:
+    state = docker.inspect(plan.container.name)
+    return state if state is not None and state.made_for(plan.cluster) else None
 
 
 def clean(plan: Plan, docker: Docker, *, policy: DropCaches) -> str:

@@ -36,16 +36,10 @@ CALL_TIMEOUT = "10s"  # one call; sd-bus would wait 25 s, longer than our watchd
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.2  # between two looks at a job: most are done at once
 RELOAD_MAX_S = 60.0
 SYSTEMD_RUNS = Path("/run/systemd/system")  # sd_booted(3)
-LOST_MAX = (
-    25  # connections lost in a row, POLL_MAX_S apart: systemd is back within a second, on a busy node within five
-)
-LOST = {
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.ENOTCONN,
-    errno.EPIPE,
-    errno.ESHUTDOWN,
-}  # what pystemd has no class for
+# Connections lost in a row, POLL_MAX_S apart: systemd is back within a second, on a busy node within five.
+LOST_MAX = 25
+# What pystemd has no class for.
+LOST = {errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN, errno.EPIPE, errno.ESHUTDOWN}
 INFINITY_USEC = 2**64 - 1  # how D-Bus says "never"
 
 Argv = tuple[str, ...]
@@ -178,9 +172,8 @@ def start_unit(name: str, *, timeout_s: float) -> UnitState:
             raise SparkdError(
                 "there is no such unit", where=name, hint=f"systemctl cat {name}; systemctl daemon-reload"
             )
-        if (
-            before is None or now.invocation_id == before.invocation_id
-        ):  # or it was begun before the connection was lost
+        # Another invocation: it was begun before the connection was lost.
+        if before is None or now.invocation_id == before.invocation_id:
             before = before or now
             _call(bus, b"StartUnit", b"ss", name.encode(), b"replace")
         return _wait_for_job(bus, path, name, "start", timeout_s)

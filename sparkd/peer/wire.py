@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sparkd.model.invalid import first_fault
 from sparkd.model.recipe import NAME_PATTERN
 from sparkd.model.report import Intent, Report
 
@@ -187,9 +188,8 @@ def decode(body: bytes, kind: type[Kind]) -> Kind:
             raise Refusal(Reason.PROTOCOL, f"its sparkd is {older}: it speaks protocol {protocol}, this one {PROTOCOL}")
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "message"
-        raise Refusal(Reason.MALFORMED, f"{place}: {first['msg']}") from error
+        place, fault = first_fault(error)
+        raise Refusal(Reason.MALFORMED, f"{place or 'message'}: {fault}") from error
 
 
 def encode(message: Message) -> bytes:

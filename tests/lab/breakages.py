@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from . import faults
 from .host import LabError
 from .pair import NODES, Pair
+from .places import LINK_MTU
 from .schedule import Kind
 
 Change = Callable[[Pair, str], None]
@@ -181,6 +182,7 @@ def mend_everything(pair: Pair) -> None:
             pair.lab.node(node).group.freeze(False)
             pair.lab.node(node).power_on()
     pair.lab.link_up()
+    pair.lab.link_mtu(LINK_MTU)
     for node in NODES:
         faults.mend_all(pair.lab.node(node))
         for change in (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab import ordeal
 from tests.lab.api import Lab
 from tests.lab.pair import START_S, STOP_SCALE, Pair
 from tests.opt_in import leave_out
@@ -44,6 +45,7 @@ def pair(lab: Lab) -> Pair:
 @pytest.fixture
 def serving(pair: Pair) -> Pair:
     """A pair that serves, whatever the test before left behind."""
-    pair.start()
+    if ordeal.claimed(pair) is None:
+        ordeal.resume(pair)
     pair.wait_serving()
     return pair

@@ -17,7 +17,7 @@ from .breakages import Breakage, catalogue, mend_everything
 from .host import LabError, say
 from .pair import NODES, Pair, Traffic, wait_for
 from .schedule import Schedule, Strike
-from .witness import Witness, status
+from .witness import Witness
 
 HEAD = NODES[0]
 BLOCKED_FOR_GOOD_S = 40.0  # a blocked node looks again every 2 s: what is mended unblocks it within this
@@ -144,8 +144,8 @@ class Ordeal:
         """A stop is the operator's word, and so is its end: a schedule's may have been said to a node that was off."""
         if any(strike.fault == "operator-stop" for strike in self._schedule.strikes):
             with contextlib.suppress(AssertionError, LabError):
-                wait_for("status", lambda: status(self._pair, HEAD), max_s=60)
-                if status(self._pair, HEAD).get("run") is False:
+                wait_for("status", lambda: self._pair.status(HEAD), max_s=60)
+                if self._pair.status(HEAD).get("run") is False:
                     self._pair.run(HEAD, "sparkd start", check=False)
 
     # --- the end ---
@@ -157,7 +157,7 @@ class Ordeal:
         while time.monotonic() < deadline:
             if serves(self._pair):
                 return "serving"
-            statuses = {node: status(self._pair, node) for node in NODES}
+            statuses = {node: self._pair.status(node) for node in NODES}
             blocked = next(
                 (s["blocked"] | {"node": n} for n, s in statuses.items() if s.get("phase") == "blocked"), None
             )
@@ -168,7 +168,7 @@ class Ordeal:
             if blocked is not None and (blocked["id"] == CRASH_LOOP or for_good):
                 return self._blocked(blocked)
             time.sleep(1)
-        reasons = "; ".join(f"{node}: {status(self._pair, node).get('reason', 'no answer')}" for node in NODES)
+        reasons = "; ".join(f"{node}: {self._pair.status(node).get('reason', 'no answer')}" for node in NODES)
         within = f"{self._limits.ends_max_s:.0f} s after the faults"
         self._outcome.complaints.append(f"neither serving nor blocked {within}: {reasons}")
         return "neither"
@@ -234,7 +234,7 @@ class Ordeal:
     def _story(self, since: float) -> str:
         lines = []
         for node in NODES:
-            lines.append(f"--- {node}: {status(self._pair, node).get('reason', 'no answer')}")
+            lines.append(f"--- {node}: {self._pair.status(node).get('reason', 'no answer')}")
             with contextlib.suppress(Exception):
                 start = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 2))
                 lines += [
@@ -247,16 +247,16 @@ class Ordeal:
 
 def serves(pair: Pair) -> bool:
     """Both say so, a client in the LAN gets an answer, and a moment later it is still so."""
-    epoch = _claimed(pair)
+    epoch = claimed(pair)
     if epoch is None or not _answers(pair):
         return False
     time.sleep(SERVES_STEADILY_S)
-    return _claimed(pair) == epoch and _answers(pair)
+    return claimed(pair) == epoch and _answers(pair)
 
 
-def _claimed(pair: Pair) -> int | None:
+def claimed(pair: Pair) -> int | None:
     """The epoch that both nodes say to serve."""
-    told = {(found.get("phase"), found.get("epoch")) for found in (status(pair, node) for node in NODES)}
+    told = {(found.get("phase"), found.get("epoch")) for found in (pair.status(node) for node in NODES)}
     (phase, epoch) = next(iter(told))
     return epoch if len(told) == 1 and phase == "serving" else None
 
@@ -267,15 +267,20 @@ def _answers(pair: Pair) -> bool:
     return False
 
 
+def resume(pair: Pair) -> None:
+    """Nothing keeps the pair from serving any more, neither a fault nor a word of the operator."""
+    mend_everything(pair)
+    wait_for("status", lambda: pair.status(HEAD), max_s=60)
+    if pair.status(HEAD).get("phase") != "serving":
+        pair.run(HEAD, "sparkd start", check=False)
+
+
 def ready(pair: Pair) -> None:
     """The pair serves, whatever the schedule before has left; a pair that does not come back by itself loses its power and
     its state."""
     for attempt in (1, 2):
         try:
-            mend_everything(pair)
-            wait_for("status", lambda: status(pair, HEAD), max_s=60)
-            if status(pair, HEAD).get("phase") != "serving":
-                pair.run(HEAD, "sparkd start", check=False)
+            resume(pair)
             wait_for("serving pair", lambda: serves(pair), max_s=pair.serves_max_s, every_s=1)
             return
         except (AssertionError, LabError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from tests.lab import daemon
 from tests.lab.api import Lab
 from tests.lab.host import LabError
 
@@ -66,16 +67,15 @@ class Pair:
 
     def status(self, node: str = "spark1") -> dict[str, Any]:
         """As `sparkd status --json` says; empty where no daemon answers."""
-        done = self.lab.node(node).run("sparkd status --json", timeout_s=20, check=False)
-        try:
-            status: dict[str, Any] = json.loads(done.stdout)
-        except ValueError:
-            return {}
-        return status if "phase" in status else {}
+        return daemon.status(self.lab.node(node))
 
     def events(self, node: str = "spark1") -> list[dict[str, Any]]:
-        text = self.run(node, "cat /var/lib/sparkd/events.jsonl")
-        return [json.loads(line) for line in text.splitlines()]
+        """Those of the newest file; of a file that a test has spoilt, what can be read."""
+        events = []
+        for line in self.run(node, "cat /var/lib/sparkd/events.jsonl").splitlines():
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict) and "id" in event]
 
     def event_ids(self, node: str = "spark1") -> list[str]:
         return [event["id"] for event in self.events(node)]

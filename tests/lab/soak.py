@@ -7,16 +7,19 @@ asks for the status every second; a doctor every few minutes, who asks the other
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TextIO
 
 from . import gauges
+from .beside import running
 from .gauges import Reading
 from .host import LabError, say
 from .pair import NODES, Pair
@@ -170,20 +173,10 @@ class Soaking:
             self._record.write(json.dumps({"kind": kind, "at": time.time(), **told}) + "\n")
             self._record.flush()
 
-    @contextlib.contextmanager
-    def around(self) -> Iterator[None]:
-        works = [self._traffic, self._doctors]
-        threads = [threading.Thread(target=work, daemon=True) for work in works]
-        for work in (self._read, self._poll):
-            threads += [threading.Thread(target=work, args=(node,), daemon=True) for node in NODES]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            for thread in threads:
-                thread.join(timeout=120)
+    def around(self) -> AbstractContextManager[None]:
+        works: list[Callable[[], None]] = [self._traffic, self._doctors]
+        works += [functools.partial(work, node) for work in (self._read, self._poll) for node in NODES]
+        return running(works, self._over, join_max_s=120)
 
     # --- beside the faults ---
 

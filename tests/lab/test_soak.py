@@ -20,6 +20,7 @@ from tests.lab.soak import Soak
 MINUTES, EVERY_S = 2.5, 20.0
 ENGINE_LOGS_KEPT = 10
 BASELINES_KEPT = 5
+HALF_WRITTEN = "find /var/lib/sparkd /var/log/sparkd /run/sparkd '(' -name '*.new' -o -name '*.corrupt' ')'"
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,9 @@ def soaked(pair: Pair) -> Iterator[tuple[Soak, dict[str, Reading], dict[str, Rea
     """The soak, and both nodes before and after it, at rest."""
     pair.start()
     pair.wait_serving()
-    for node in NODES:  # what is imported and opened once only
-        pair.run(node, "sparkd doctor --json >/dev/null", check=False)
+    for node in NODES:
+        pair.run(node, "sparkd doctor --json >/dev/null", check=False)  # what is imported and opened once only
+        pair.run(node, f"{HALF_WRITTEN} -delete")  # other tests spoil files
     before = at_rest(pair)
     record = io.StringIO()
     came = soak.run(pair, minutes=MINUTES, every_s=EVERY_S, record=record, blows=soak.BLOWS)
@@ -87,9 +89,7 @@ def test_the_node_is_as_it_was(soaked: tuple[Soak, dict[str, Reading], dict[str,
 
 def test_nothing_half_written_lies_about(pair: Pair, soaked: object) -> None:
     for node in NODES:
-        assert (
-            pair.run(node, "find /var/lib/sparkd /var/log/sparkd /run/sparkd -name '*.new' -o -name '*.corrupt'") == ""
-        )
+        assert pair.run(node, HALF_WRITTEN) == ""
         assert int(pair.run(node, "ls /var/lib/sparkd/baselines | wc -l")) <= BASELINES_KEPT
 
 

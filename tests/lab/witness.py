@@ -6,13 +6,15 @@ By processes, files and answers, not by what sparkd says of itself; what it does
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
+from .beside import running
 from .host import LabError
 from .pair import ENDPOINT, NODES, Pair
 
@@ -78,27 +80,7 @@ print(json.dumps({"at": now, "boot": text("/proc/sys/kernel/random/boot_id").str
                   "daemon": daemon(), "status": {key: told.get(key) for key in kept} if told else {}}))
 """
 
-STATUS = r"""
-import socket
-with socket.socket(socket.AF_UNIX) as s:
-    s.settimeout(5)
-    s.connect("/run/sparkd/sparkd.sock")
-    s.sendall(b'{"verb": "status"}\n')
-    with s.makefile() as lines:
-        print(lines.readline())
-"""
-
 Look = dict[str, Any]
-
-
-def status(pair: Pair, node: str) -> dict[str, Any]:
-    """As `sparkd status --json` gives it, at a fifth of the price of its Python; empty where no daemon answers."""
-    try:
-        done = pair.lab.node(node).run(["/usr/bin/python3", "-IS", "-c", STATUS], timeout_s=20, check=False)
-        told: dict[str, Any] = json.loads(done.stdout)
-    except (LabError, ValueError):
-        return {}
-    return told if "phase" in told else {}
 
 
 class Witness:
@@ -113,18 +95,9 @@ class Witness:
         self._over, self._adding = threading.Event(), threading.Lock()
         self._tops: dict[str, dict[str, float]] = {node: {} for node in NODES}  # epoch -> its top process's start
 
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        threads = [threading.Thread(target=self._watch, args=(node,), daemon=True) for node in NODES]
-        threads.append(threading.Thread(target=self._ask, daemon=True))
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            for thread in threads:
-                thread.join(timeout=60)
+    def watching(self) -> AbstractContextManager[None]:
+        works = [*(functools.partial(self._watch, node) for node in NODES), self._ask]
+        return running(works, self._over, join_max_s=60)
 
     def complain(self, says: str) -> None:
         with self._adding:

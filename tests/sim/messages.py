@@ -100,16 +100,17 @@ class Messages:
     def _send(self, exchange: Exchange, report: Report) -> None:
         host, head = exchange.worker, self.world.head
         after_s, boot, life = self._delay(host), host.boot, head.life
-        self.world.after(after_s, lambda: self._arrives(exchange, report))
+        self.world.after(after_s, lambda: self._arrives(exchange, report, life))
         if self.twice and host.rng.random() < self.twice:
             again_s = after_s + host.rng.uniform(0.05, 1.0)
-            self.world.after(again_s, lambda: self._arrives(exchange, report))
+            self.world.after(again_s, lambda: self._arrives(exchange, report, life))
         if self.harsh and host.rng.random() < self.harsh:
             self.world.after(host.rng.uniform(0, STALE_S), lambda: self._stale(host, boot, head, life, Heard(report)))
 
-    def _arrives(self, exchange: Exchange, report: Report) -> None:
+    def _arrives(self, exchange: Exchange, report: Report, life: int) -> None:
+        """`life`: of the daemon that it was sent to; a later one does not know the session."""
         head = self.world.head
-        if head.state is None or not self._can_say(exchange.worker, head):
+        if head.life != life or head.state is None or not self._can_say(exchange.worker, head):
             self._broken(exchange)
         elif head.inbox is not None:  # the kernel took it
             head.inbox.append(lambda: self._heard(exchange, report))

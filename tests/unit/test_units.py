@@ -200,7 +200,8 @@ def test_a_full_disk_costs_the_log_and_not_the_engine(tmp_path: Path) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
     try:
-        says = "import time\nfor _ in range(100): print(999 * 'x', flush=True)\n"
+        says = "import time\nfor _ in range(40): print(999 * 'x', flush=True)\n"
+        says += f"while os.statvfs('{disk}').f_bfree: time.sleep(0.01)\n"
         says += f"os.remove('{disk}/filler'); time.sleep(7)\nprint('after', flush=True)"
         (disk / "log").write_text("")
         (disk / "filler").write_bytes(bytes(40_000))

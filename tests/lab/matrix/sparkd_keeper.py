@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from datetime import datetime
@@ -10,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import faults, network
-from tests.lab.host import LabError
 from tests.lab.matrix import seen
 from tests.lab.pair import NODES, Pair
 from tests.lab.places import LINK_MTU
 
 STATE = "var/lib/sparkd"
-STATUS_MAX_S = 10.0
-STATUS_EVERY_S = 1.0  # asking costs a process; files cost nothing
 # What is told in passing: it is not yet, or no longer, an answer to a fault.
 PASSING = ("operator.", "config.", "phase.", "canary.unanswered")
 ANSWERS = ("node.booted", "engine.adopted", "epoch.ended")
@@ -29,8 +25,6 @@ class SparkdKeeper:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self._since = 0.0
-        self._asked_at = 0.0
-        self._statuses: list[dict[str, Any]] = []
 
     def bring_up(self) -> None:
         """Every fault is mended, both nodes are on, and sparkd is told to start where it waits for a word."""
@@ -120,20 +114,8 @@ class SparkdKeeper:
             return None
 
     def _status(self) -> list[dict[str, Any]]:
-        if time.monotonic() - self._asked_at > STATUS_EVERY_S:
-            self._statuses = [self._status_of(node) for node in NODES]
-            self._asked_at = time.monotonic()
-        return self._statuses
-
-    def _status_of(self, node: str) -> dict[str, Any]:
-        """Empty where the node is off, or so broken that it does not answer in time."""
-        place = self.pair.lab.node(node)
-        if place.leader() is None:
-            return {}
-        with contextlib.suppress(LabError, ValueError):
-            status = json.loads(place.run("sparkd status --json", timeout_s=STATUS_MAX_S, check=False).stdout)
-            return status if isinstance(status, dict) and "phase" in status else {}
-        return {}
+        """Of each node; empty where it is off, or so broken that it does not answer in time."""
+        return [self.pair.status(node) for node in NODES]
 
     def _events(self, since: float) -> list[tuple[float, dict[str, Any]]]:
         return [(at, event) for at, _, event in self._told(since)]
