@@ -225,16 +225,17 @@ def _asked(s: NodeState, event: Asked, now: float) -> Steps:
 
 
 def _inputs(s: NodeState, event: Inputs) -> Steps:
-    """A blocked node leaves when its check is good again, or, where no check can see it, when an input changed."""
+    """A blocked node leaves when its check is good again, or, where no check can see it, when an input changed. A check that
+    finds something else meanwhile does not take the place of what no check can see: it may be mended first."""
     if not s.blocked_fingerprint:
-        return replace(s, blocked_fingerprint=event.fingerprint, blocked=event.finding or s.blocked), []
-    changed = event.fingerprint != s.blocked_fingerprint
+        found = event.finding if s.blocked_by_check else None
+        return replace(s, blocked_fingerprint=event.fingerprint, blocked=found or s.blocked), []
+    if not s.blocked_by_check and event.fingerprint == s.blocked_fingerprint:
+        return s, []
     if event.finding is not None:
         return replace(s, blocked=event.finding, blocked_by_check=True), []
-    if s.blocked_by_check or changed:
-        why = "what blocked it is mended" if s.blocked_by_check else "an input changed"
-        return replace(s, blocked=None, restarts_used=0, epoch_at=0.0), [Note("node.unblocked", f"{why}: trying again")]
-    return s, []
+    why = "what blocked it is mended" if s.blocked_by_check else "an input changed"
+    return replace(s, blocked=None, restarts_used=0, epoch_at=0.0), [Note("node.unblocked", f"{why}: trying again")]
 
 
 def _answered(s: NodeState, event: Done | Failed, now: float) -> Steps:

@@ -91,7 +91,7 @@ class Messages:
         elif not self._can_say(host, head):
             world.after(host.rng.uniform(CONNECT_S, CONNECT_S + 1), lambda: self._failed(exchange, "unreachable"))
         elif head.state is None:
-            world.after(QUICK_S, lambda: self._failed(exchange, "refused"))
+            self._broken(exchange)
         elif self.lost and host.rng.random() < self.lost:
             self._expires(exchange)
         else:
@@ -221,7 +221,7 @@ class Messages:
         self.world.after(max(0.0, left_s), lambda: self._failed(exchange, "unreachable"))
 
     def _broken(self, exchange: Exchange) -> None:
-        """The head's daemon has ended: its kernel says so, where it can."""
+        """The head has no daemon, or no longer the one that was asked: its kernel says so, where it can."""
         if self.world.linked(exchange.worker, self.world.head):
             self.world.after(QUICK_S, lambda: self._failed(exchange, "refused"))
         else:
@@ -241,7 +241,8 @@ class Messages:
 
     def _stale(self, sender: Host, boot: int, receiver: Host, life: int, event: Event) -> None:
         """Harsher than the transport: a word comes again, later than newer ones, but through no cut."""
-        if sender.boot == boot and receiver.life == life and receiver.awake and receiver.link and receiver.hears:
+        carried = sender.link and sender.is_heard and receiver.link and receiver.hears
+        if sender.boot == boot and receiver.life == life and receiver.awake and carried:
             self.world.deliver(receiver, event)
 
     # --- the head's probe --------------------------------------------------------------------------------------
