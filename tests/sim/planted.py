@@ -281,9 +281,16 @@ WALKED = (
     Mutant(
         "blocked for ever",
         "node",
-        "    if s.blocked_by_check or changed:",
-        "    if False:",
+        '    why = "what blocked it',
+        '    return s, []\n    why = "what blocked it',
         "test_a_missing_script_blocks_and_clears_by_itself",
+    ),
+    Mutant(
+        "a check hides what needs a person",
+        "node",
+        "    if not s.blocked_by_check and event.fingerprint",
+        "    if not s.blocked_by_check and event.finding is None and event.fingerprint",
+        "a-check-hides-what-needs-a-person.txt",
     ),
     Mutant(
         "a hold is a loss",
