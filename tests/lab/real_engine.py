@@ -37,6 +37,7 @@ LIMITS = config.LIMITS | {
     "prove_max_s": 90,
     "canary_max_s": 30,
     "hang_max_s": 45,
+    "hang_blind_max_s": 90,
 }
 SERVES_MAX_S = 420.0  # a launch that is lost, and the one after it
 MORE_S = 300.0  # what a case of the fault matrix gets beyond what it has with the simulated engine

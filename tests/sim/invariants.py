@@ -57,6 +57,7 @@ class Invariants:
         self._used: dict[str, int] = {}  # node: what the budget was known to have cost
         self._served_since: float | None = None  # the head, without a pause
         self._needs_person: dict[str, str] = {}  # node: what it was told that only a person can mend
+        self._just_told: set[str] = set()  # nodes that were told so in their last step
         self._barrier = 0  # the epoch whose half-open barrier is watched
 
     # --- a daemon's step ---------------------------------------------------------------------------
@@ -67,7 +68,8 @@ class Invariants:
         if saved is not None and saved.launch_epoch is not None and saved.boot_id == host.boot_id:
             host.claimed.add(saved.launch_epoch)
         self._used[host.name] = saved.restarts_used if saved is not None else 0
-        if saved is None or host.disk_lost:  # invariant 10: this is the restart that it may cost
+        unsaved = host.name in self._just_told and (saved is None or saved.blocked is None)
+        if saved is None or host.disk_lost or unsaved:  # invariant 10: this is the restart that it may cost
             self._needs_person.pop(host.name, None)
 
     def as_time_passes(self, host: Host, state: NodeState) -> None:
@@ -197,6 +199,7 @@ class Invariants:
         """Invariant 6: what only a person can mend is never started again before a person did something."""
         if after.generation > before.generation:  # the operator's word arrives later than it was said
             self._needs_person.pop(host.name, None)
+        self._just_told.discard(host.name)  # the daemon that was told has lived on, so it is on disk
         for action in actions:
             if isinstance(action, Start) and host.name in self._needs_person:
                 self.world.fail(6, f"{host.name}: starts again although: {self._needs_person[host.name]}")
@@ -207,6 +210,7 @@ class Invariants:
                 self.world.fail(6, f"{host.name}: is not blocked by what only a person can mend")
             else:
                 self._needs_person[host.name] = after.blocked.says
+                self._just_told.add(host.name)
 
     def _stop_is_kept(self, host: Host, before: NodeState, event: Event, after: NodeState) -> None:
         """Nothing but the operator's word changes whether the model is to run: no restart, and no state file that was kept."""
