@@ -146,7 +146,7 @@ def open_gate(s: NodeState, now: float) -> tuple[NodeState, list[Action]]:
     if s.intent.gate is Gate.CLOSED and armed and now - s.since <= ARMED_FRESH_S and _all_ready(s, now):
         s, note = _set_gate(s, Gate.WORKERS, "every rank is armed: workers launch", now)
         notes.append(note)
-    if s.intent.gate is Gate.WORKERS and now >= s.settled_at and all(_alive(s, rank, now) for rank in s.me.workers):
+    if s.intent.gate is Gate.WORKERS and all(_alive(s, rank, now) and _is_settled(s, rank, now) for rank in s.me.workers):
         s, note = _set_gate(s, Gate.ALL, "every worker's engine lives: the head launches", now)
         notes.append(note)
     return s, notes
@@ -173,6 +173,13 @@ def _alive(s: NodeState, rank: int, now: float) -> bool:
     peer = s.peers.get(rank, Peer())
     report = peer.report
     return report is not None and _is_fresh(s, peer, now) and report.epoch == s.intent.epoch and report.engine_alive
+
+
+def _is_settled(s: NodeState, rank: int, now: float) -> bool:
+    """A head that stood still has heard this worker since, beyond what waited in its sockets: it may have died meanwhile,
+    and its daemon too."""
+    heard_at = s.peers.get(rank, Peer()).heard_at
+    return now >= s.settled_at and heard_at is not None and heard_at >= s.settled_at - s.me.limits.exchange_s
 
 
 def _all_ready(s: NodeState, now: float) -> bool:

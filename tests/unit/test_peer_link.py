@@ -412,7 +412,8 @@ def test_no_bytes_make_the_server_stumble(caplog: pytest.LogCaptureFixture) -> N
         async with serving(Head()) as port:
             loop = asyncio.get_running_loop()
 
-            @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            # fewer than a node may open at once (limits.ALLOWED): none is turned away unread
+            @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None)
             @given(st.lists(st.sampled_from(_WORDS) | st.binary(max_size=40), min_size=1, max_size=12).map(b"".join))
             def any_bytes(data: bytes) -> None:
                 sending = send_raw(port, data, half_close=True)
