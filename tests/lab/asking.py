@@ -7,8 +7,16 @@ from typing import Any
 
 from tests.lab.pair import Pair
 
+LATE = "no answer in time"
+
 
 def doctor(pair: Pair, node: str, *arguments: str, max_s: float = 30) -> dict[str, Any]:
+    """What it says; asked once more where the other node had no time to answer, as on a busy machine."""
+    answer = _doctor(pair, node, *arguments, max_s=max_s)
+    return answer if LATE not in answer["absent"].values() else _doctor(pair, node, *arguments, max_s=max_s)
+
+
+def _doctor(pair: Pair, node: str, *arguments: str, max_s: float) -> dict[str, Any]:
     done = pair.lab.node(node).run(f"sparkd doctor --json {' '.join(arguments)}", timeout_s=max_s, check=False)
     assert done.stdout, f"no answer: {done.stderr}"
     answer: dict[str, Any] = json.loads(done.stdout)
