@@ -247,8 +247,8 @@ DOCKER = (
           mend=fault("docker-hung", False), mend_after_s=15),
 )  # fmt: skip
 
-# Once too often within seconds, and systemd would leave it down: not the fault that is meant.
-RESTART_BUS = "systemctl reset-failed dbus.service dbus.socket; systemctl restart dbus.service"
+# Too often within seconds, and systemd would leave it, and logind, down: not the fault that is meant.
+RESTART_BUS = "systemctl reset-failed dbus.service dbus.socket systemd-logind.service; systemctl restart dbus.service"
 BUS = (
     on("dbus-restart", "D-Bus restarted", make=command("systemctl restart dbus"), lossless=True, of_sparkd=False),
     on("systemd-reexec", "systemd executes itself anew", make=command("systemctl daemon-reexec"), lossless=True, of_sparkd=False),
