@@ -75,6 +75,8 @@ def spoil(*files: str, how: str) -> Change:
     """Each file is what `how` (a shell command on $file) makes of it when the daemon next starts."""
 
     def change(pair: Pair, node: str) -> None:
+        beside = "ls /run/sparkd/state.json 2>/dev/null || :"  # newer: what a full disk of the case before refused
+        wait_for("state that is on disk", lambda: not pair.run(node, beside), max_s=60)
         script = "\n".join(f"file={STATE}/{file}; {how}" for file in files)
         pair.run(node, f"systemctl kill -s STOP --kill-who=main sparkd\n{script}\nsystemctl kill -s KILL sparkd")
         wait_for(f"an answer of {node}'s daemon", lambda: pair.status(node), max_s=60)
