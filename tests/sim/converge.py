@@ -33,8 +33,8 @@ def begin(schedule: Schedule) -> World:
     setup = schedule.setup
     limits = QUICK.model_copy(update={"restarts_max": setup.budget})
     world = World(setup.nodes, seed=setup.seed, limits=limits, load_s=setup.load_s, survives_s=setup.survives_s)
-    messages = world.messages
-    messages.lost, messages.late, messages.twice, messages.harsh = setup.lost, setup.late, setup.twice, setup.harsh
+    for kind in world.messages.disturbed:
+        world.messages.disturb(kind, getattr(setup, kind))
     for host, at_s in zip(world.hosts, setup.boots, strict=True):
         world.after(at_s, lambda host=host: world.power_on(host, docker_s=host.rng.uniform(0, 8)))  # type: ignore[misc]
     for fault in schedule.faults:

@@ -47,6 +47,8 @@ def carry_out(world: World, host: Host, action: Action) -> None:
             world.starts[host.name].append(action.epoch)
             host.launched.add(action.epoch)
             world.invariants.is_staged(host, action.epoch)
+            if host.rank == 0:
+                world.epoch(action.epoch).ordered_at = world.now
             _enqueue(world, host, _start(world, host, action))
         case Stop():
             world.stops[host.name].append(action.epoch)

@@ -192,15 +192,9 @@ def _link_for(
 
 def noise(world: World, host: Host, kind: str, share: float, lasts_s: float) -> None:
     """Messages get lost, come late, or come twice, for a while."""
-    was = getattr(world.messages, kind)
     world.log(f"{share:.0%} of the messages are {kind}")
-    setattr(world.messages, kind, max(was, share))
-
-    def calm() -> None:
-        setattr(world.messages, kind, was)
-        world.messages.calmed_at = world.now
-
-    world.after(lasts_s, calm)
+    world.messages.disturb(kind, share)
+    world.after(lasts_s, lambda: world.messages.calm(kind, share))
 
 
 def reject(world: World, host: Host, lasts_s: float) -> None:
@@ -320,9 +314,9 @@ WEIGHTS = {name: kind.weight for name, kind in KINDS.items()}
 def mend(world: World) -> None:
     """Everything that can go wrong is right again, except what the daemons have yet to find out."""
     world.log("--- everything is mended ---")
-    messages = world.messages
-    messages.lost = messages.late = messages.twice = messages.harsh = 0.0
-    messages.calmed_at = world.now
+    for kind, shares in world.messages.disturbed.items():
+        for share in tuple(shares):
+            world.messages.calm(kind, share)
     for host in world.hosts:
         host.failures.clear()
         host.doomed.clear()

@@ -330,11 +330,11 @@ class Invariants:
         for other in world.hosts:
             if other.engine is not None and other.engine.epoch == number and other.engine.digests != host.prepared:
                 world.fail(4, f"epoch {number}: {host.name} runs {host.prepared}, {other.name} {other.engine.digests}")
-        if host.rank == 0:
+        if host.rank == 0:  # by what was so when it was ordered: a daemon may stand still in the middle of it
             for worker in world.hosts[1:]:
                 alive = worker.engine is not None and worker.engine.epoch == number
                 died_at = epoch.deaths.get(worker.rank, -1e9)
-                if worker.rank not in epoch.spawns or not (alive or world.now - died_at < IN_FLIGHT_S):
+                if worker.rank not in epoch.spawns or not (alive or epoch.ordered_at - died_at < IN_FLIGHT_S):
                     world.fail(2, f"the head starts epoch {number} without {worker.name}")
 
     def is_staged(self, host: Host, number: int) -> None:

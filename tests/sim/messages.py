@@ -39,6 +39,7 @@ class Messages:
     def __init__(self, world: World) -> None:
         self.world = world
         self.lost = self.late = self.twice = self.harsh = 0.0  # shares of all messages
+        self.disturbed: dict[str, list[float]] = {kind: [] for kind in ("lost", "late", "twice", "harsh")}
         self.calmed_at = -UNDER_WAY_S
         self.troubled_at = -1e9  # when a word last did not come through, or not at once
 
@@ -46,6 +47,18 @@ class Messages:
     def noisy(self) -> bool:
         """Messages get lost or come late, or one that did may still be waited for."""
         return self.lost > 0 or self.late > 0 or self.harsh > 0 or self.world.now < self.calmed_at + UNDER_WAY_S
+
+    def disturb(self, kind: str, share: float) -> None:
+        """Several at once do not add up: the worst of them counts."""
+        self.disturbed[kind].append(share)
+        setattr(self, kind, max(self.disturbed[kind]))
+
+    def calm(self, kind: str, share: float) -> None:
+        """One of them is over; nothing where all were mended before."""
+        if share in self.disturbed[kind]:
+            self.disturbed[kind].remove(share)
+            setattr(self, kind, max(self.disturbed[kind], default=0.0))
+            self.calmed_at = self.world.now
 
     def start(self, host: Host) -> None:
         """The daemon has begun to listen and to talk."""

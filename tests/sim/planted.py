@@ -36,8 +36,8 @@ WALKED = (
     Mutant(
         "head before worker",
         "cluster",
-        "s.intent.gate is Gate.WORKERS and now >= s.settled_at and all(_alive(s, rank, now) for rank in s.me.workers)",
-        "s.intent.gate is Gate.WORKERS",
+        " and all(_alive(s, rank, now) and _is_settled(s, rank, now) for rank in s.me.workers)",
+        "",
         "test_both_boot_and_the_link_comes_late",
     ),
     Mutant(
@@ -53,6 +53,13 @@ WALKED = (
         "if still_s > FRESH_S else",
         "if False else",
         "test_a_head_that_stood_still_does_not_launch_on_old_words",
+    ),
+    Mutant(
+        "a head that stood still waits, and believes it all the same",
+        "cluster",
+        " and heard_at >= s.settled_at - s.me.limits.exchange_s",
+        "",
+        "no-later-word.txt",
     ),
     Mutant(
         "digests may differ",
@@ -99,8 +106,8 @@ WALKED = (
     Mutant(
         "the head never follows",
         "cluster",
-        "if s.intent.gate is Gate.WORKERS and now >=",
-        "if s.intent.gate is Gate.WORKERS and False and now >=",
+        "if s.intent.gate is Gate.WORKERS and all",
+        "if s.intent.gate is Gate.WORKERS and False and all",
         "never-follows.txt",
     ),
     # the end of an epoch

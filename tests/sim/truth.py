@@ -79,6 +79,7 @@ class Epoch:
     answered_at: float | None = None  # a real completion came back
     blames: list[str] = field(default_factory=list)  # what may rightly end it
     link_down_s: float = 0.0
+    ordered_at: float = -1e9  # when the head's daemon had its own launched
     spawns: dict[int, float] = field(default_factory=dict)  # rank: when its process appeared
     deaths: dict[int, float] = field(default_factory=dict)  # rank: when a process of it first died
 
