@@ -46,6 +46,16 @@ def inside(script: str) -> Callable[[Node], None]:
     return change
 
 
+def unmounted(directory: str, source: str) -> Callable[[Node], None]:
+    """A disk that was mounted over another goes. A daemon that was started meanwhile has it in a mount namespace of its own,
+    where nothing can take it away: it is started anew."""
+    return inside(
+        f"umount --lazy {directory}\n"
+        "pid=$(systemctl show --property MainPID --value sparkd)\n"
+        f"! grep -qs ' {source} ' /proc/$pid/mountinfo || systemctl restart sparkd"
+    )
+
+
 def in_network(namespace: str, command: str) -> Callable[[Node], None]:
     """A fault made by an `ip` command at the far side of the node's cables, where they are `{port}` and `{name}`."""
 
@@ -97,7 +107,7 @@ HOST_FAULTS = {
             f"mount --bind {FULL_DISK} {STATE_DIRECTORY}\n"
             f"umount {FULL_DISK}"
         ),
-        inside(f"umount --lazy {STATE_DIRECTORY}"),
+        unmounted(STATE_DIRECTORY, "lab-disk-full"),
         until_boot=True,
     ),
     "log-disk-full": Fault(
@@ -111,7 +121,7 @@ HOST_FAULTS = {
             # Whoever keeps a log open writes on to the disk of before: it has to open it anew.
             "for pid in $(pgrep -x cat); do grep -q sparkd-engine.service /proc/$pid/cgroup && kill $pid; done || :"
         ),
-        inside(f"umount --lazy {LOG_DIRECTORY}"),
+        unmounted(LOG_DIRECTORY, "lab-logs-full"),
         until_boot=True,
     ),
     "memory-short": Fault(
