@@ -10,13 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sparkd.cli import output
 from sparkd.model.errors import EXIT_FAILED, EXIT_GOOD, SparkdError, UnreachableError
 
+Found = TypeVar("Found")
+TELLS = b"\xff"  # no exit status of ours: the work is done, and what came of it is being printed
 
-def apart(work: Callable[[], int], *, until: float) -> int:
-    """Does it in a child, and leaves as soon as the child has said everything, or at `until` (monotonic clock).
+
+def apart(work: Callable[[], Found], tell: Callable[[Found], int], *, until: float) -> int:
+    """Does the work in a child, and leaves as soon as that has told everything, or at `until` (monotonic clock) where the
+    work is not done by then: what is being told is never cut. Returns, or ends with, the exit status of `tell`.
 
     A thread that hangs in the kernel (a dead mount, a driver that does not answer) cannot even be killed, and keeps the
     process that it belongs to from ending, `os._exit` or not: whoever waits for that process waits with it. So the process
@@ -28,13 +33,15 @@ def apart(work: Callable[[], int], *, until: float) -> int:
         os.close(told)
         status = EXIT_FAILED
         try:
-            status = _finished(work)
+            status = _finished(work, tell, telling)
         finally:
             _leave(telling, status)
     os.close(telling)
     try:
         ready, _, _ = select.select([told], [], [], max(0.1, until - time.monotonic()))
         said = os.read(told, 1) if ready else b""
+        if said == TELLS:
+            said = os.read(told, 1)
     except KeyboardInterrupt:
         _end(child)
         raise
@@ -49,10 +56,12 @@ def apart(work: Callable[[], int], *, until: float) -> int:
     raise UnreachableError("the examination was killed", hint="journalctl -k | tail: the out-of-memory killer?")
 
 
-def _finished(work: Callable[[], int]) -> int:
+def _finished(work: Callable[[], Found], tell: Callable[[Found], int], telling: int) -> int:
     """The exit status, all output written. What fails is told as by every command."""
     try:
-        status = work()
+        found = work()
+        os.write(telling, TELLS)
+        status = tell(found)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `sparkd doctor | head`

@@ -90,7 +90,7 @@ def doctor(
         return _fix(examine, yes=yes, verbose=verbose, as_json=as_json)
     takes_longer = (thorough or only) and examine.limit_s() > LOCAL_MAX_S
     until = STARTED + IN_ALL_S + 0.5 if not takes_longer else STARTED + examine.limit_s() + others.MAX_S
-    return apart(lambda: _tell(*examine(), verbose=verbose, as_json=as_json), until=until)
+    return apart(examine, lambda found: _tell(*found, verbose=verbose, as_json=as_json), until=until)
 
 
 # --- asking ----------------------------------------------------------------------------------------

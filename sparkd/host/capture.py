@@ -28,7 +28,8 @@ async def capture(
     env: Mapping[str, str] | None = None,
     good: Sequence[int] = (0,),
 ) -> bytes:
-    """What the command prints, ended with one of the statuses `good`. It runs in a process group of its own.
+    """What the command prints, ended with one of the statuses `good`: a status other than 0 means something only beside an
+    output. It runs in a process group of its own.
 
     Raises SparkdError where it cannot be run, takes longer than `timeout_s` or prints more than `max_bytes` (then the
     whole group is killed), or ends otherwise. Cancelled, it leaves nothing running.
@@ -53,7 +54,7 @@ async def capture(
         raise SparkdError(f"printed more than {max_bytes} bytes and was killed", where=line) from None
     finally:
         await _end(process)
-    if status not in good:
+    if status not in good or (status and not output):
         raise SparkdError(ending(status) + (f": {said}" if said else ""), where=line)
     return output
 

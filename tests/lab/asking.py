@@ -7,13 +7,11 @@ from typing import Any
 
 from tests.lab.pair import Pair
 
-LATE = "no answer in time"
-
 
 def doctor(pair: Pair, node: str, *arguments: str, max_s: float = 30) -> dict[str, Any]:
-    """What it says; asked once more where the other node had no time to answer, as on a busy machine."""
+    """What it says; asked once more where the other node did not answer, as when the machine is too busy to in time."""
     answer = _doctor(pair, node, *arguments, max_s=max_s)
-    return answer if LATE not in answer["absent"].values() else _doctor(pair, node, *arguments, max_s=max_s)
+    return _doctor(pair, node, *arguments, max_s=max_s) if answer["absent"] else answer
 
 
 def _doctor(pair: Pair, node: str, *arguments: str, max_s: float) -> dict[str, Any]:

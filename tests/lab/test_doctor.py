@@ -17,7 +17,8 @@ def test_a_healthy_pair_is_told_to_be_healthy(serving: Pair) -> None:
         answer = doctor(serving, node)
         assert answer["headline"] is None, told(answer)
         assert len(answer["nodes"]) == 2 and not answer["absent"], told(answer)
-        assert "nothing wrong" in serving.run(node, "sparkd doctor", check=False).splitlines()[0]
+        first = serving.run(node, "sparkd doctor", check=False).splitlines()[0]
+        assert "nothing wrong" in first, first
 
 
 def test_a_lost_rank_is_told_while_the_next_launch_is_on_its_way(serving: Pair) -> None:

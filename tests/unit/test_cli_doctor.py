@@ -198,7 +198,7 @@ def test_with_everything_hung_it_ends_within_five_seconds(home: Home) -> None:
     assert eventually(lambda: not started_with(str(home.directory / "tools"))), "tools that hang outlive nobody"
 
 
-def apart(work: str, *, limit_s: float = 5.0) -> tuple[subprocess.CompletedProcess[str], float]:
+def apart(work: str, tell: str = "return found", *, limit_s: float = 5.0) -> tuple[subprocess.CompletedProcess[str], float]:
     """A program that carries `work` out apart, and how long whoever reads its output had to wait."""
     program = f"""
 import sys, threading, time
@@ -206,8 +206,10 @@ from sparkd.cli.apart import apart
 from sparkd.model.errors import SparkdError
 def work():
     {work}
+def tell(found):
+    {tell}
 try:
-    sys.exit(apart(work, until=time.monotonic() + {limit_s}))
+    sys.exit(apart(work, tell, until=time.monotonic() + {limit_s}))
 except SparkdError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -228,6 +230,12 @@ def test_a_thread_that_never_ends_keeps_nobody() -> None:
 def test_an_examination_that_hangs_is_given_up() -> None:
     done, took_s = apart("time.sleep(30)", limit_s=0.5)
     assert done.returncode == 3 and "the examination itself hangs" in done.stderr and took_s < 15
+
+
+def test_what_is_being_told_is_not_cut() -> None:
+    """Half of a JSON object, and an error behind it, would be neither."""
+    done, _ = apart("return 1", "print('one', flush=True); time.sleep(1.5); print('two'); return found", limit_s=0.5)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "one\ntwo\n", "")
 
 
 def test_what_a_hung_examination_started_ends_with_it(tmp_path: Path) -> None:
