@@ -87,7 +87,7 @@ def test_askers_share_one_run(tmp_path: Path) -> None:
         ("print('[]')", "no examination"),
         ("print(json.dumps({'nodes': []}))", "no examination"),
         ('print(\'{"error": {"message": "the key is missing"}}\'); sys.exit(2)', "the key is missing"),
-        ("sys.exit('a usage error')", "no examination"),
+        ("sys.exit('a usage error')", "a usage error"),
         ("print('so and so', file=sys.stderr); sys.exit(64)", "exited with status 64: so and so"),
         ("while True: print('x' * 1000000)", "printed more than"),
         ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
