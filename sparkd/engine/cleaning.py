@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -140,13 +140,19 @@ def _end_stale(found: Survey) -> str:
 def _wait_ports_free(plan: Plan) -> tuple[int, ...]:
     """The ports that are free now. Raises FindingError naming who holds one of them."""
     needed = needed_ports(plan)
-    taken = _settle(lambda: [port for port in needed if not ports.can_bind(port)], PORTS_FREE_MAX_S, every_s=0.2)
+    taken = ports_taken(needed, within_s=PORTS_FREE_MAX_S)
     if not taken:
         return needed
     held = {listener.port: listener for listener in ports.listeners(taken)}
     who = "; ".join(f"port {p} by {_holder(held[p]) if p in held else 'a socket that does not listen'}" for p in taken)
     remedy = "; ".join(f"ss -ltnp 'sport = :{port}'" for port in taken)
     raise FindingError(bad("port.taken", f"held by someone else: {who}", cure=Cure.PERSON, remedy=remedy))
+
+
+def ports_taken(needed: Iterable[int], *, within_s: float) -> list[int]:
+    """Those that cannot be bound, now or within that time. One look alone may be wrong: the last lingering connection goes
+    between two questions to the kernel, or another doctor tries a port in the same instant."""
+    return _settle(lambda: [port for port in needed if not ports.can_bind(port)], within_s, every_s=0.2)
 
 
 def _settle(trouble: Callable[[], Trouble], max_s: float, *, every_s: float) -> Trouble:

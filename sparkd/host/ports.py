@@ -7,7 +7,6 @@ import ipaddress
 import os
 import socket
 import sys
-import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from sparkd.host import procfs
 from sparkd.model.errors import SparkdError
 
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
-AGAIN_S = (0.02, 0.08)  # before a port is said to be held
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,11 @@ def can_bind(port: int, address: str = "0.0.0.0") -> bool:
     settles it; where only SO_REUSEADDR succeeds, the port is free if the kernel lists connections that explain the
     plain refusal. Never listens, so it disturbs nobody who holds the port.
 
-    A refusal is asked again a moment later: the last lingering connection may have gone between two looks, or somebody
-    else, another doctor, may have tried the port in the same instant.
-
     Raises SparkdError where the question has no answer: the address is not on this host, or binding is not allowed.
     """
-    for wait_s in (0.0, *AGAIN_S):
-        time.sleep(wait_s)
-        if _binds(port, address, reuse=False):
-            return True
-        if _binds(port, address, reuse=True) and any(one.port == port for one in _sockets(procfs.PROC)):
-            return True
-    return False
+    if _binds(port, address, reuse=False):
+        return True
+    return _binds(port, address, reuse=True) and any(one.port == port for one in _sockets(procfs.PROC))
 
 
 def _binds(port: int, address: str, *, reuse: bool) -> bool:

@@ -84,12 +84,16 @@ class Lab:
                 self._down()
                 self._create(base)
             network.up(self.places)
-            self._together(Node.power_on)
-            for node in self.nodes:
-                faults.mend_all(node)
-            network.set_link(self.places, carrier=True)
-            network.set_mtu(self.places, LINK_MTU)
+            self.mend()
             self._together(lambda node: self._furnish(node, image))
+
+    def mend(self) -> None:
+        """Both nodes on, every fault gone, the cable between them as it was. Raises LabError."""
+        self._together(Node.power_on)
+        for node in self.nodes:
+            faults.mend_all(node)
+        self.link_up()
+        self.link_mtu(LINK_MTU)
 
     def down(self) -> None:
         """Remove all of the lab but its cache; also what a crashed run has left. Raises LabError."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from . import faults
 from .host import LabError
 from .pair import NODES, Pair
-from .places import LINK_MTU
 from .schedule import Kind
 
 Change = Callable[[Pair, str], None]
@@ -181,10 +180,8 @@ def mend_everything(pair: Pair) -> None:
         with POWER[node]:
             pair.lab.node(node).group.freeze(False)
             pair.lab.node(node).power_on()
-    pair.lab.link_up()
-    pair.lab.link_mtu(LINK_MTU)
+    pair.lab.mend()
     for node in NODES:
-        faults.mend_all(pair.lab.node(node))
         for change in (
             sh("systemctl kill -s CONT docker; pkill -U 0 -CONT '^VLLM::' || :"),
             sh("systemctl start docker.socket docker"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
+from pathlib import Path
 from typing import Any
+
+from sparkd.agent import local
+from sparkd.model.errors import SparkdError
 
 from .machine import Node
 
@@ -15,12 +16,7 @@ ANSWERS_MAX_S = 5.0
 
 def status(node: Node) -> dict[str, Any]:
     """As `sparkd status --json` gives it; empty where no daemon answers."""
-    leader = node.leader()
-    with contextlib.suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(ANSWERS_MAX_S)
-        connection.connect(f"/proc/{leader}/root/{SOCKET}")
-        connection.sendall(b'{"verb": "status"}\n')
-        with connection.makefile() as lines:
-            told: dict[str, Any] = json.loads(lines.readline())
-        return told if "phase" in told else {}
-    return {}
+    try:
+        return local.ask(Path(f"/proc/{node.leader()}/root/{SOCKET}"), "status", timeout_s=ANSWERS_MAX_S)
+    except (SparkdError, OSError):
+        return {}

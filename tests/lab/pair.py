@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tests.lab import daemon
 from tests.lab.api import Lab
+from tests.lab.beside import running
 from tests.lab.host import LabError
 
 NODES = ("spark1", "spark2")
@@ -181,12 +182,5 @@ class Pair:
                     traffic.failed.append(f"{type(error).__name__}: {error}")
                     time.sleep(0.5)
 
-        threads = [threading.Thread(target=ask) for _ in range(streams)]
-        for thread in threads:
-            thread.start()
-        try:
+        with running([ask] * streams, over, join_max_s=40):
             yield traffic
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join(timeout=40)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,28 +27,6 @@ READ_EVERY_S = 10.0
 DOCTOR_EVERY_S = 180.0
 TRAFFIC_S = 60.0  # then as long a pause, in which canaries go out
 SERVES_MAX_S = 180.0
-
-# A dashboard: one connection a second to the socket, as `sparkd status --json` makes it, without its Python.
-POLLER = r"""
-import select, socket, sys, time
-answered = failed = 0
-told = time.monotonic()
-while True:
-    try:
-        with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(5)
-            s.connect("/run/sparkd/sparkd.sock")
-            s.sendall(b'{"verb": "status"}\n')
-            with s.makefile() as lines:
-                answered += '"phase"' in lines.readline()
-    except OSError:
-        failed += 1
-    if time.monotonic() - told >= 10:
-        print(answered, failed, flush=True)
-        answered, failed, told = 0, 0, time.monotonic()
-    if select.select([sys.stdin], [], [], 1)[0]:
-        break  # whoever started it has gone
-"""
 
 
 @dataclass(frozen=True)
@@ -212,31 +188,12 @@ class Soaking:
             turn += 1
 
     def _poll(self, node: str) -> None:
-        while not self._over.is_set():
-            with contextlib.suppress(LabError):
-                self._poll_while_on(node)
-            self._over.wait(2)
-
-    def _poll_while_on(self, node: str) -> None:
-        argv = ["/usr/bin/python3", "-IS", "-c", POLLER]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with self._pair.lab.node(node).spawn(argv, **pipes) as poller:
-            assert poller.stdout
-            watcher = threading.Thread(target=self._end_with_us, args=(poller,), daemon=True)
-            watcher.start()
-            for line in poller.stdout:
-                answered, failed = map(int, line.split())
-                self._soak.polled += answered
-                self._soak.unpolled += failed
-            poller.wait(timeout=30)
-
-    def _end_with_us(self, poller: subprocess.Popen[str]) -> None:
-        while poller.poll() is None and not self._over.wait(1):
-            # A node that shuts down stops its processes first; nsenter stops along, and while it does not reap what it
-            # ran the node's last process cannot end.
-            poller.send_signal(signal.SIGCONT)
-        assert poller.stdin
-        poller.stdin.close()  # a signal would reach nsenter, and not what it runs
+        """A dashboard: one connection a second."""
+        while not self._over.wait(1):
+            if self._pair.status(node):
+                self._soak.polled += 1
+            else:
+                self._soak.unpolled += 1
 
     # --- the faults ---
 

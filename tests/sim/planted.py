@@ -59,7 +59,7 @@ WALKED = (
         "cluster",
         " and heard_at >= s.settled_at - s.me.limits.exchange_s",
         "",
-        "no-later-word.txt",
+        "a-worker-and-its-daemon-die-while-the-head-stands-still.txt",
     ),
     Mutant(
         "digests may differ",

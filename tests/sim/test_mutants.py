@@ -19,7 +19,7 @@ from sim.planted import MUTANTS, SHOWS, TEN, WALKED, Mutant, plant, search
 CAUGHT = 3  # exit status of a scenario that ended with an assertion
 LIMIT_S = 300
 FIRST, BUDGET = 500_000, 600  # seeds in which each of the ten must be found
-SHOWN = Path(__file__).parent / "shows"  # schedules that show a planted bug
+KEPT = [Path(__file__).parent / name for name in ("shows", "regressions")]  # schedules that show a planted bug
 
 SCENARIO = """
 import sys
@@ -54,7 +54,8 @@ def act_out(mutant: Mutant, scenario: str, directory: Path) -> str:
 
 
 def _scenario(name: str) -> str:
-    return str(SHOWN / name) if name.endswith(".txt") else name
+    """A walk by its name, a schedule by its file."""
+    return next((str(kept / name) for kept in KEPT if (kept / name).exists()), name)
 
 
 def _id(mutant: Mutant) -> str:

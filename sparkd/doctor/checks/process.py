@@ -17,6 +17,7 @@ from sparkd.model.finding import Cure, Layer, Who
 from sparkd.model.plan import Plan
 
 MEMLOCK_MIN_BYTES = 8 << 30  # NCCL registers its buffers, and vLLM's weights where they are sent: gigabytes
+SECOND_LOOK_S = 0.2  # before a port is said to be held
 FILES_MIN = 4096  # vLLM raises its own limit as far as it may, to 65535; it takes a thousand in quiet times
 FILES_USED_MAX = 0.8  # of its limit
 ENDING = ("stopping", "clean")  # phases in which a launch's processes are on their way out
@@ -242,7 +243,8 @@ def taken(facts: Facts) -> Answers:
         yield no(f"port {listener.port} is held by {who}", remedy=remedy)
     known = {listener.port for listener in listeners(facts)}
     if not alive:
-        silent = [port for port in needed if port not in known and not ports.can_bind(port)]
+        unknown = [port for port in needed if port not in known]
+        silent = cleaning.ports_taken(unknown, within_s=SECOND_LOOK_S)
         for port in silent:
             yield no(f"port {port} is held by a socket that does not listen", remedy=f"ss -anp 'sport = :{port}'")
         wrong += [ports.Listener(port, "", 0, (), ()) for port in silent]

@@ -8,10 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.lab import faults, network
 from tests.lab.matrix import seen
 from tests.lab.pair import NODES, Pair
-from tests.lab.places import LINK_MTU
 
 STATE = "var/lib/sparkd"
 # What is told in passing: it is not yet, or no longer, an answer to a fault.
@@ -28,12 +26,7 @@ class SparkdKeeper:
 
     def bring_up(self) -> None:
         """Every fault is mended, both nodes are on, and sparkd is told to start where it waits for a word."""
-        lab = self.pair.lab
-        for node in lab.nodes:
-            node.power_on()
-            faults.mend_all(node)
-        network.set_link(lab.places, carrier=True)
-        network.set_mtu(lab.places, LINK_MTU)
+        self.pair.lab.mend()
         self.pair.start()
         deadline = time.monotonic() + self.pair.serves_max_s
         while not (self.launch() is not None and self.settled()):
