@@ -65,14 +65,14 @@ class Sampler:
         heard, at = self._gpu, self._gpu_at
         return None if heard is None else (heard, at)
 
-    async def close(self) -> None:
+    async def close(self, *, within_s: float = LAST_MAX_S) -> None:
         """The daemon was told to stop: the ring says so, in case nothing else is left to tell a shutdown from a crash."""
         self._submit("stopped")
         assert self._writing is not None
         last = asyncio.wrap_future(self._writing)
-        done, _ = await asyncio.wait({last}, timeout=LAST_MAX_S)
+        done, _ = await asyncio.wait({last}, timeout=within_s)
         if not done:  # not cancelled: it may wait for a slow nvidia-smi only
-            log.warning("the last sample could not be written within %g s", LAST_MAX_S)
+            log.warning("the last sample could not be written within %g s", within_s)
         self._lane.shutdown(wait=False)
 
     def _submit(self, mark: str) -> None:
@@ -117,10 +117,10 @@ def _ask_gpu() -> tuple[samples.Gpu | None, float]:
     return samples.Gpu(one.temperature_c, one.power_w, one.utilisation, one.clock_mhz), GPU_EVERY_S
 
 
-async def look_back(agent: Agent, paths: Paths) -> None:
+async def look_back(agent: Agent, paths: Paths, *, after_s: float = LOOK_BACK_S) -> None:
     """Once in each boot: how the boot before it ended, into the events and kept for the doctor."""
     here = agent.me.boot_id
-    await asyncio.sleep(LOOK_BACK_S)
+    await asyncio.sleep(after_s)
 
     def look() -> boot_end.LastBoot | None:
         if last_boot.load(paths, here) is not None:

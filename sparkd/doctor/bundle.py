@@ -89,8 +89,16 @@ def keys(facts: Facts) -> list[str]:
     return found
 
 
-def pack(path: Path, files: Iterable[tuple[str, Callable[[], str]]], *, secrets: Iterable[str] = ()) -> Packed:
-    """Writes the archive (mode 0600), each file redacted; never over an existing file. Raises SparkdError."""
+def pack(
+    path: Path,
+    files: Iterable[tuple[str, Callable[[], str]]],
+    *,
+    secrets: Iterable[str] = (),
+    file_max_bytes: int = FILE_MAX_BYTES,
+    max_bytes: int = BUNDLE_MAX_BYTES,
+) -> Packed:
+    """Writes the archive (mode 0600), each file redacted and cut to its end; what does not fit into the whole is missing.
+    Never over an existing file. Raises SparkdError."""
     exact = [secret for secret in secrets if len(secret) >= SECRET_MIN_CHARS]
     written: list[tuple[str, int]] = []
     missing: list[str] = []
@@ -98,14 +106,14 @@ def pack(path: Path, files: Iterable[tuple[str, Callable[[], str]]], *, secrets:
         raw = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise SparkdError(f"cannot write {path}: {error.strerror}", hint="name another file with -o") from None
-    left_bytes = BUNDLE_MAX_BYTES
+    left_bytes = max_bytes
     try:
         with os.fdopen(raw, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
             folder = path.name.partition(".")[0]
             for name, make in files:
                 try:
-                    data = _clean(make()[-READ_MAX_FACTOR * FILE_MAX_BYTES :], exact).encode("utf-8", "replace")
-                    data = data[-FILE_MAX_BYTES:]
+                    data = _clean(make()[-READ_MAX_FACTOR * file_max_bytes :], exact).encode("utf-8", "replace")
+                    data = data[-file_max_bytes:]
                 except (SparkdError, OSError, ValueError, LookupError, TypeError) as error:  # one odd file costs itself
                     missing.append(f"{name}: {error}")
                     continue

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparkd.host.files import text
+from sparkd.host.link import SYSFS_NET
 
 PROC_BONDING = Path("/proc/net/bonding")
-SYSFS_NET = Path("/sys/class/net")
 NO_PARTNER = "00:00:00:00:00:00"
 
 

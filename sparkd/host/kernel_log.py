@@ -40,7 +40,9 @@ class Boot:
     last: float
 
 
-def kernel_log(boot: int = 0, *, lines_max: int, timeout_s: float) -> str:
+def kernel_log(
+    boot: int = 0, *, lines_max: int, timeout_s: float, journals: Sequence[Path] = JOURNALS
+) -> str:
     """The kernel's last lines of that boot (0: this one, -1: the one before), each with its time in ISO 8601.
 
     Empty where the journal is kept and has no kernel lines (a node that is itself a container). Raises SparkdError with
@@ -54,7 +56,7 @@ def kernel_log(boot: int = 0, *, lines_max: int, timeout_s: float) -> str:
         if boot != 0:
             raise
         text = ""
-    if text or boot != 0 or _journal_is_kept():
+    if text or boot != 0 or _is_kept(journals):
         return text
     return _dmesg(lines_max, timeout_s)
 
@@ -139,9 +141,9 @@ def _unreadable(ran: Ran, boot: int = 0) -> SparkdError:
     return SparkdError(f"journalctl {ran.ending}" + (f": {said[-1]}" if said else ""))
 
 
-def _journal_is_kept() -> bool:
+def _is_kept(journals: Sequence[Path]) -> bool:
     """There is a journal here: then no kernel line in it means that this node has no kernel log of its own."""
-    return any(any(directory.glob("*/*.journal")) for directory in JOURNALS)
+    return any(any(directory.glob("*/*.journal")) for directory in journals)
 
 
 def _dmesg(lines_max: int, timeout_s: float) -> str:

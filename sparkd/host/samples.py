@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sparkd.host import clock
 from sparkd.host.files import number, opened, text
+from sparkd.host.link import SYSFS_NET
 from sparkd.host.procfs import PROC
 from sparkd.model.errors import SparkdError
 from sparkd.model.outside import parsed
@@ -23,7 +24,6 @@ from sparkd.model.outside import parsed
 FILE = "samples.ring"  # in the state directory
 SLOT_BYTES = 512
 SLOTS = 128  # 64 KiB: 21 minutes at one sample every 10 s
-SYSFS_NET = Path("/sys/class/net")
 LAYOUT = 1
 
 

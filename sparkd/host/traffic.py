@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparkd.host.files import number
+from sparkd.host.link import SYSFS_NET
 from sparkd.host.rdma import INFINIBAND
 
-SYSFS_NET = Path("/sys/class/net")
 WORD_BYTES = 4  # port_xmit_data and port_rcv_data count in words of four bytes (ABI/stable/sysfs-class-infiniband)
 
 

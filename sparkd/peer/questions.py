@@ -39,11 +39,11 @@ class OlderError(SparkdError):
         super().__init__(f"its sparkd is older: {peer} cannot be asked", hint="install the same sparkd on all nodes")
 
 
-async def diagnose(way: Way) -> bytes:
-    """The other node's Diagnosis, as JSON, within 12 s. Raises PeerError's kinds, OlderError."""
+async def diagnose(way: Way, *, answered_max_s: float = ANSWERED_MAX_S) -> bytes:
+    """The other node's Diagnosis, as JSON, within that and 3 s. Raises PeerError's kinds, OlderError."""
     conversation = _conversation(way)
     try:
-        return await conversation.say_large(Verb.DIAGNOSE, DiagnoseRequest(), ANSWERED_MAX_S)
+        return await conversation.say_large(Verb.DIAGNOSE, DiagnoseRequest(), answered_max_s)
     except PeerRejected as error:
         raise _older(error, way.peer) from error
     finally:

@@ -92,10 +92,12 @@ class LinkServer:
         *,
         peers: Collection[str] = (),
         note: Callable[[str], None] = log.warning,
+        diagnosed_max_s: float = DIAGNOSE_MAX_S + TELLING_S,
     ) -> None:
         self._node, self._address, self._port = node, address, port
         self._keyring, self._handler, self._peers = keyring, handler, tuple(peers)
         self._note, self._refusals = note, Refusals()
+        self._diagnosed_max_s = diagnosed_max_s
         self._sessions = Sessions()
         self._paces: dict[str, Bucket] = {}  # by peer; only who has the key is in it
         self._server: Embedded | None = None
@@ -219,7 +221,7 @@ class LinkServer:
                     return AskAnswer(answer=await self._handler.ask(peer, ask))
             if stamp.verb == Verb.DIAGNOSE:
                 decode(body, DiagnoseRequest)
-                async with asyncio.timeout(DIAGNOSE_MAX_S + TELLING_S):
+                async with asyncio.timeout(self._diagnosed_max_s):
                     return await _while_connected(request, self._handler.diagnose(peer))
             if stamp.verb == Verb.THROUGHPUT:
                 measured = decode(body, ThroughputRequest)

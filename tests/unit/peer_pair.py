@@ -96,10 +96,11 @@ async def serving(
     port: int = 0,
     keys: tuple[bytes, ...] = (KEY,),
     peers: tuple[str, ...] = ("127.0.0.1",),
+    **limits: float,
 ) -> AsyncIterator[int]:
     """A server of the head; gives its port."""
     port = port or free_port(address)
-    server = LinkServer(HEAD, address, port, Keyring(keys), handler, peers=peers)
+    server = LinkServer(HEAD, address, port, Keyring(keys), handler, peers=peers, **limits)
     await server.start()
     try:
         yield port

@@ -87,16 +87,11 @@ def test_an_existing_file_is_never_overwritten_and_half_a_bundle_never_left(tmp_
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_file_is_cut_at_its_beginning_and_the_whole_is_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundle, "FILE_MAX_BYTES", 100)
-    monkeypatch.setattr(bundle, "BUNDLE_MAX_BYTES", 250)
-
+def test_a_file_is_cut_at_its_beginning_and_the_whole_is_bounded(tmp_path: Path) -> None:
     def long(name: str) -> tuple[str, Callable[[], str]]:
         return name, lambda: "begin " + "." * 500 + " end"
 
-    packed = bundle.pack(tmp_path / "b.tar.gz", [long("a"), long("b"), long("c")])
+    packed = bundle.pack(tmp_path / "b.tar.gz", [long("a"), long("b"), long("c")], file_max_bytes=100, max_bytes=250)
     files = read(tmp_path / "b.tar.gz")
     assert files["a"].endswith(" end") and len(files["a"]) == 100
     assert [name for name, _ in packed.files] == ["a", "b"]
@@ -111,11 +106,10 @@ def test_a_secret_at_the_cut_is_not_packed_in_part(tmp_path: Path) -> None:
     assert bundle.tail(log, 1000).startswith("first")
 
 
-def test_a_private_key_across_the_cut_is_not_packed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "FILE_MAX_BYTES", 200)
+def test_a_private_key_across_the_cut_is_not_packed_in_part(tmp_path: Path) -> None:
     key = "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBg\n" * 10 + "-----END PRIVATE KEY-----\n"
     log = "x\n" * 1000 + key + "y\n" * 40
-    bundle.pack(tmp_path / "b.tar.gz", [("log", lambda: log)])
+    bundle.pack(tmp_path / "b.tar.gz", [("log", lambda: log)], file_max_bytes=200)
     told = read(tmp_path / "b.tar.gz")["log"]
     assert "MIIEvQ" not in told and told.endswith("y\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,35 +102,30 @@ def test_a_journal_that_hangs_has_a_limit(bin: Path) -> None:
         kernel_log.boots(0.3)
 
 
-def test_without_a_journal_dmesg_is_asked_for_this_boot_only(
-    bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_journal_dmesg_is_asked_for_this_boot_only(bin: Path, tmp_path: Path) -> None:
     program(bin, "journalctl", "echo 'Failed to open the journal' >&2; exit 1")
     program(
         bin, "dmesg", 'echo "$@"; echo 2026-11-21T10:00:00,000001+00:00 one; echo 2026-11-21T10:00:01,000001+00:00 two'
     )
-    monkeypatch.setattr(kernel_log, "JOURNALS", (tmp_path / "none",))
-    assert kernel_log.kernel_log(lines_max=2, timeout_s=5).splitlines() == [
+    asked = partial(kernel_log.kernel_log, lines_max=2, timeout_s=5, journals=(tmp_path / "none",))
+    assert asked().splitlines() == [
         "2026-11-21T10:00:00,000001+00:00 one",
         "2026-11-21T10:00:01,000001+00:00 two",
     ]
     with pytest.raises(SparkdError, match="Failed to open the journal"):
-        kernel_log.kernel_log(-1, lines_max=2, timeout_s=5)
+        asked(-1)
     program(bin, "dmesg", "echo 'dmesg: read kernel buffer failed: Operation not permitted' >&2; exit 1")
     with pytest.raises(SparkdError, match="Operation not permitted"):
-        kernel_log.kernel_log(lines_max=2, timeout_s=5)
+        asked()
 
 
-def test_a_journal_without_kernel_lines_is_an_answer(
-    bin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_without_kernel_lines_is_an_answer(bin: Path, tmp_path: Path) -> None:
     """A node that is itself a container: the ring buffer is another machine's."""
     program(bin, "journalctl", "exit 0")
     program(bin, "dmesg", "echo Kernel panic of somebody else")
     (tmp_path / "journal/id").mkdir(parents=True)
     (tmp_path / "journal/id/system.journal").touch()
-    monkeypatch.setattr(kernel_log, "JOURNALS", (tmp_path / "journal",))
-    assert kernel_log.kernel_log(lines_max=2, timeout_s=5) == ""
+    assert kernel_log.kernel_log(lines_max=2, timeout_s=5, journals=(tmp_path / "journal",)) == ""
 
 
 def test_long_lines_are_cut(bin: Path) -> None:

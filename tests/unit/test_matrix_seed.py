@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import LabError
-from tests.lab.matrix import seed_units
 from tests.lab.matrix.seed_units import CHANGES, SEED, adapted, first_act, published, unit, wall_clock
 from tests.lab.pair import NODES
 
@@ -54,12 +53,11 @@ def test_the_container_has_the_image_that_is_asked_for() -> None:
     assert " lab/image:1 sleep infinity" in adapted("container.sh", image="lab/image:1")
 
 
-def test_a_change_that_finds_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_finds_nothing_is_told(tmp_path: Path) -> None:
     for file in SEED.glob("*.sh"):
         (tmp_path / file.name).write_text(file.read_text().replace("192.168.1.11", "host"))
-    monkeypatch.setattr(seed_units, "SEED", tmp_path)
     with pytest.raises(LabError, match="192"):
-        adapted("vllm-head.sh")
+        adapted("vllm-head.sh", seed=tmp_path)
 
 
 def test_the_first_act_is_the_first_word_since_the_fault() -> None:

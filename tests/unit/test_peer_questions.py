@@ -141,25 +141,21 @@ def test_an_asker_that_leaves_ends_its_question() -> None:
     run(test())
 
 
-def test_a_doctor_that_hangs_is_cut_off_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparkd.peer.server.DIAGNOSE_MAX_S", 0.1)
-    monkeypatch.setattr("sparkd.peer.server.TELLING_S", 0.1)
-
+def test_a_doctor_that_hangs_is_cut_off_on_both_sides() -> None:
     class Hung(Head):
         async def diagnose(self, peer: str) -> bytes:
             await asyncio.sleep(3600)
             return b""
 
     async def test() -> None:
-        async with serving(Hung()) as port:
+        async with serving(Hung(), diagnosed_max_s=0.2) as port:
             with pytest.raises(PeerRejected) as rejected:
                 await questions.diagnose(way(port))
             assert rejected.value.reason == "timed-out"
         stuck = await asyncio.start_server(lambda *_: asyncio.sleep(3600), "127.0.0.1", 0)
-        monkeypatch.setattr("sparkd.peer.questions.ANSWERED_MAX_S", -2.5)
         async with stuck:
             with pytest.raises(PeerUnreachable, match=r"did not answer within 0\.5 s"):
-                await questions.diagnose(way(stuck.sockets[0].getsockname()[1]))
+                await questions.diagnose(way(stuck.sockets[0].getsockname()[1]), answered_max_s=-2.5)
 
     run(test())
 

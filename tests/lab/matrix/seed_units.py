@@ -15,12 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from tests.lab import faults, network
 from tests.lab.container_image import REFERENCE
 from tests.lab.host import LabError
 from tests.lab.matrix import seen
 from tests.lab.pair import NODES, Pair, wait_for
-from tests.lab.places import LINK_MTU, lan_address
+from tests.lab.places import lan_address
 
 SEED = Path(__file__).parent / "seed"
 CONTAINER = "vllm_ds4"
@@ -59,13 +58,13 @@ CHANGES = (
 )
 
 
-def published(file: str) -> str:
-    return (SEED / file).read_text()
+def published(file: str, seed: Path = SEED) -> str:
+    return (seed / file).read_text()
 
 
-def adapted(file: str, *, image: str = REFERENCE) -> str:
+def adapted(file: str, *, image: str = REFERENCE, seed: Path = SEED) -> str:
     """A published file as the lab runs it. Raises LabError where a change finds nothing to change."""
-    text = published(file)
+    text = published(file, seed)
     for change in CHANGES:
         if change.file == file:
             text, count = re.subn(change.pattern, change.replacement, text, flags=re.MULTILINE)
@@ -89,15 +88,6 @@ def wall_clock(timestamp: str) -> float | None:
     with contextlib.suppress(ValueError):
         return datetime.strptime(timestamp.strip(), "%a %Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC).timestamp()
     return None
-
-
-def mend_everything(pair: Pair) -> None:
-    """The lab as it was before any fault."""
-    for node in pair.lab.nodes:
-        node.power_on()
-        faults.mend_all(node)
-    network.set_link(pair.lab.places, carrier=True)
-    network.set_mtu(pair.lab.places, LINK_MTU)
 
 
 class SeedUnits:
@@ -160,7 +150,7 @@ class SeedUnits:
 
     def bring_up(self) -> None:
         """What a person does by the published notes: stop, clean up, make the container anew, start both units."""
-        mend_everything(self.pair)
+        self.pair.lab.mend()
         if self.brought_up is not None and self.launch() == self.brought_up and self.settled() and self.answers():
             return
         for node in NODES:
