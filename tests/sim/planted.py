@@ -21,7 +21,7 @@ class Mutant(NamedTuple):
     file: str
     was: str
     becomes: str
-    walk: str  # a function of test_walks, or "seed N [FAULTS]"
+    walk: str  # a walk (a function of test_walks*, test_wedge), or a schedule's file
 
 
 WALKED = (

@@ -31,8 +31,9 @@ try:
         from sim.schedule import from_text
         live(from_text(Path(name).read_text()))
     else:
-        from sim import test_walks, test_wedge
-        (getattr(test_walks, name, None) or getattr(test_wedge, name))()
+        from sim import test_walks, test_walks_of_nodes, test_walks_of_people, test_wedge
+        modules = test_walks, test_walks_of_nodes, test_walks_of_people, test_wedge
+        next(getattr(module, name) for module in modules if hasattr(module, name))()
 except AssertionError as error:
     print(getattr(error, "invariant", ""), str(error).splitlines()[0] if str(error) else repr(error))
     sys.exit({caught})

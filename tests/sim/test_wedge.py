@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sim.engines import COUNT_S
-from sim.test_walks import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
 from sim.truth import WORKER_STOP_S
 from sim.vitals import Pastime
+from sim.walking import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
 from sim.world import World
 
 PREFILL_S = 238.0  # 190K tokens on a GB10
