@@ -90,10 +90,14 @@ def _line(lines: Any, path: Path, timeout_s: float | None) -> bytes:
     except TimeoutError:
         raise _silent(path, timeout_s) from None
     except ConnectionError:
-        line = b""
+        raise _cut(path) from None
     if line and not line.endswith(b"\n"):
-        raise UnreachableError("sparkd ended before its answer did", where=str(path), hint="journalctl -u sparkd -n 50")
+        raise _cut(path)
     return line
+
+
+def _cut(path: Path) -> UnreachableError:
+    return UnreachableError("sparkd ended before its answer did", where=str(path), hint="journalctl -u sparkd -n 50")
 
 
 def _answer(line: bytes, path: Path) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class ControlServer:
             caller = _caller(writer.get_extra_info("socket"))
             is_full = self._is_full(caller)
             self._clients[task] = caller.uid
+            writer.transport.set_write_buffer_limits(high=0)  # what was sent is with the kernel: closing cuts no answer
             if is_full:
                 await _send(writer, _error(SparkdError("sparkd is busy with too many clients", hint="try again soon")))
             else:

@@ -199,6 +199,20 @@ def test_the_daemons_words_arrive_whole(path: Path) -> None:
     serve(path, test)
 
 
+def test_who_reads_late_misses_nothing(path: Path) -> None:
+    """What the kernel does not take at once waits in the daemon; the end of the answer is no reason to drop it."""
+
+    lines = 2000  # more than the kernel holds, less than asyncio does
+
+    def test(verbs: Verbs) -> None:
+        answers = local.stream(path, "watch", count=lines)
+        first = next(answers)
+        time.sleep(0.5)  # by now the daemon has said all, or waits for us
+        assert [answer["number"] for answer in [first, *answers]] == list(range(lines))
+
+    serve(path, test)
+
+
 def test_a_fault_of_one_verb_is_told_without_its_traceback(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def test(_: Verbs) -> None:
         with pytest.raises(SparkdError, match="fault of sparkd") as error:

@@ -114,8 +114,10 @@ class SparkdKeeper:
         return [(at, event) for at, _, event in self._told(since)]
 
     def _told(self, since: float) -> list[tuple[float, str, dict[str, Any]]]:
-        """The events of both nodes, in the order of time, from the files as they lie on the nodes' disks."""
-        found = []
+        """The events of both nodes, in the order of time, from the files as they lie on the nodes' disks.
+
+        What was told by a clock that stood ahead in an earlier row is not yet."""
+        found, now = [], time.time()
         for node in NODES:
             for name in ("events.jsonl.1", "events.jsonl"):
                 try:
@@ -128,7 +130,7 @@ class SparkdKeeper:
                         at = datetime.fromisoformat(event["at"]).timestamp()
                     except (ValueError, LookupError, TypeError):
                         continue
-                    if at >= since:
+                    if since <= at <= now:
                         found.append((at, node, event))
         return sorted(found, key=lambda told: told[0])
 
