@@ -77,7 +77,7 @@ NEXT_STEP = {
 LEAVING = frozenset((*PREPARING, Phase.ARMED, Phase.LAUNCHING, Phase.LOADING, Phase.PROVING, Phase.SERVING))
 
 MOVES_MAX = 20  # one event makes one or two moves; this many are a circle
-RECHECK_S = 1.0  # between two looks at something that comes by itself, or at the inputs of a blocked node
+RECHECK_S = 1.0  # between two looks, at first, at something that comes by itself or at a blocked node's inputs
 
 
 def begin(me: Me) -> NodeState:
@@ -265,8 +265,9 @@ def _effect_failed(s: NodeState, finding: Finding, now: float) -> Steps:
         if finding.cure is Cure.WAIT:
             first = s.waiting is None or s.waiting.id != finding.id
             notes: list[Action] = [Note(finding.id, f"waiting: {finding.says}")] if first else []
-            s = replace(s, waiting=finding, waiting_in=s.phase, retry_at=now + RECHECK_S)
-            return replace(s, waiting_since=now if first else s.waiting_since), notes
+            since = now if first else s.waiting_since
+            s = replace(s, waiting=finding, waiting_in=s.phase, waiting_since=since)
+            return replace(s, retry_at=now + backoff.look_s(now - since, RECHECK_S)), notes
         if finding.cure is Cure.PERSON:
             return block(s, finding, now, by_check=True)
         attempts = s.attempts + 1
@@ -435,7 +436,7 @@ def _blocked(s: NodeState, now: float) -> Steps | None:
         return enter(replace(s, blocked_fingerprint=""), Phase.IDLE, now, [])
     if now < s.retry_at:
         return None
-    return replace(s, retry_at=now + 2 * RECHECK_S), [Look()]
+    return replace(s, retry_at=now + backoff.look_s(now - s.since, 2 * RECHECK_S)), [Look()]
 
 
 ADVANCE: dict[Phase, Callable[[NodeState, float], Steps | None]] = {

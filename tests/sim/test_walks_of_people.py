@@ -6,7 +6,7 @@ from sim.faults import BAD_RECIPE, SCRIPT_MISSING, mend_inputs
 from sim.truth import INPUTS, WORKER_STOP_S
 from sim.walking import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
 from sim.world import World
-from sparkd.control.backoff import delay_s
+from sparkd.control.backoff import LOOK_MAX_S, delay_s
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Phase
 
@@ -45,7 +45,7 @@ def test_what_only_the_log_tells_blocks_after_one_start() -> None:
         assert world.reason(host) == f"blocked: {BAD_RECIPE.says}"
         assert world.starts[host.name] == [1]
         mend_inputs(world, host)
-        until_serving(world, LOAD_S + 2 * PREPARING_S + 5)
+        until_serving(world, LOOK_MAX_S + LOAD_S + 2 * PREPARING_S + 5)
         assert world.noted("node.unblocked") == ["an input changed: trying again"]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
 import pytest
 
-from sparkd.control import moves, node, telling
+from sparkd.control import backoff, moves, node, telling
 from sparkd.control.state import (
     Action,
     Asked,
@@ -182,6 +183,23 @@ def test_what_needs_a_person_blocks_and_leaves_when_it_is_mended() -> None:
     assert state.phase is Phase.BLOCKED, "another input changed, this one is still bad"
     state, _ = walk(state, Inputs("c"))
     assert state.phase is Phase.PREFLIGHT
+
+
+@pytest.mark.parametrize(("cure", "least_s"), [(Cure.PERSON, 2.0), (Cure.WAIT, 1.0)])
+def test_looks_grow_rare_where_nobody_comes(cure: Cure, least_s: float) -> None:
+    """A night is some 2,000 looks, not 20,000 or 40,000; who works on it is answered within seconds."""
+    finding = bad("script.missing", "/opt/run.sh does not exist", cure=cure)
+    state, actions = node.step(started(), Failed(started().ticket, finding), 0.0)
+    looks, now, end = [0.0], 0.0, 8 * 3600.0
+    while now < end:
+        now += 0.5
+        state, actions = node.step(state, Tick(), now)
+        if any(isinstance(action, Look | Prepare) for action in actions):
+            looks.append(now)
+            state, _ = node.step(state, Inputs("a", finding) if cure is Cure.PERSON else Failed(state.ticket, finding), now)
+    waits = [later - earlier for earlier, later in itertools.pairwise(looks)]
+    assert waits == sorted(waits) and waits[0] <= least_s and max(waits) <= backoff.LOOK_MAX_S + 0.5
+    assert sum(at < 60 for at in looks) > 20 and len(looks) < 2200
 
 
 def test_what_no_check_sees_waits_for_a_changed_input() -> None:
