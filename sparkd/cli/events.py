@@ -21,11 +21,13 @@ READ_MAX_BYTES = 2 << 20  # the daemon turns its file over at one
 def events(follow: bool, count: int, as_json: bool) -> None:
     """Show what this node decided and did, oldest first (with --json one object a line)."""
     paint = output.painter(output.colours_wanted())
+    shown = 0
     try:
         for event in daemon.stream("events", follow=follow, last=count):
             _say(event, as_json, paint)
+            shown += 1
     except UnreachableError as error:
-        if follow:
+        if follow or shown:
             raise
         past = _on_disk(count)
         if not past:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,24 @@ def test_events_of_a_daemon_that_is_gone_come_from_its_file(home: Home) -> None:
     done = home.sparkd("events")
     assert done.returncode == 0 and "engine.gone: gone" in done.stdout
     assert "from the disk" in errors(done)
+
+
+def test_events_that_break_off_are_told_once_and_not_as_the_whole(home: Home) -> None:
+    (home.directory / "run").mkdir()
+    (home.directory / "state").mkdir()
+    lines = [json.dumps(event) + "\n" for event in EVENTS]
+    (home.directory / "state/events.jsonl").write_text("".join(lines))
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(home.directory / "run/sparkd.sock"))
+        daemon.listen()
+        with home.running("events") as process:
+            client, _ = daemon.accept()
+            with client:
+                client.recv(4096)
+                client.sendall((lines[0] + lines[1][:20]).encode())
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out.count("node.phase"), "engine.gone" in out) == (3, 1, False)
+    assert "sparkd ended before its answer did" in err
 
 
 def test_a_reader_that_has_enough_is_no_error(home: Home) -> None:
