@@ -176,7 +176,7 @@ class World:
         if not host.up or host.daemon:
             return
         names = tuple(h.name for h in self.hosts)
-        host.life, host.life_began_at = host.life + 1, self.now
+        host.life, host.life_began_at, host.said = host.life + 1, self.now, None
         host.state = node.begin(Me(host.name, host.rank, names, host.boot_id, "0.1.0", self.limits))
         saved = statefile.load(self, host)
         engine = host.engine
