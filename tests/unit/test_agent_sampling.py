@@ -176,6 +176,8 @@ def test_samples_are_taken_while_an_engine_lives(tmp_path: Path) -> None:
         for phase in (Phase.IDLE, Phase.IDLE, Phase.LOADING, *[Phase.SERVING] * 20, Phase.STOPPING, Phase.IDLE):
             daemon.turn(sampler, phase)
             await asyncio.sleep(0.01)
+            while phase.has_engine and phase not in [one.phase for one in samples.read(tmp_path / samples.FILE)]:
+                await asyncio.sleep(0.01)  # while one is written no other is taken, and a busy disk takes its time
         await sampler.close()
 
     asyncio.run(asyncio.wait_for(test(), 30))
