@@ -43,6 +43,7 @@ class Case:
     until_blocked: bool = False  # mended only once it is blocked
     until_over: bool = False  # mended only once the launch that it struck is over: a new one would be struck as well
     lossless: bool = False  # no request may fail
+    by_limit: bool = False  # ended by a limit of sparkd's; under a keeper that has none, an engine that survives is as good
     of_sparkd: bool = False  # breaks sparkd itself or its limits: another keeper has nothing of it
     finding: str = ""  # BLOCKS: the id that a person is told
     nodes: tuple[str, ...] = NODES  # or (BOTH,), where there is no choice
@@ -74,7 +75,8 @@ class Row:
     @property
     def good(self) -> bool:
         lost = self.failed if self.case.lossless else 0
-        return self.ended == self.case.expect and not self.left_behind and not lost
+        survived = self.case.by_limit and self.keeper != "sparkd" and self.ended == Expect.GOES_ON
+        return (self.ended == self.case.expect or survived) and not self.left_behind and not lost
 
 
 class Keeper(Protocol):

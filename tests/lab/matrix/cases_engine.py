@@ -279,7 +279,7 @@ LOADING = (
 
 LINK = (
     on("link-2", "link down for 2 s", make=link_down, mend=link_up, mend_after_s=2, nodes=(BOTH,), lossless=True),
-    again("link-20", "link down for 20 s", make=link_down, mend=link_up, mend_after_s=20, nodes=(BOTH,)),
+    again("link-20", "link down for 20 s", make=link_down, mend=link_up, mend_after_s=20, nodes=(BOTH,), by_limit=True),
     of_sparkd("link-20-shipped", f"link down for 20 s, limit {SHIPPED_LINK_LOSS_S} s", nodes=(BOTH,), mend_after_s=20,
        make=with_limits(link_down, link_loss_max_s=SHIPPED_LINK_LOSS_S, canary_max_s=60, hang_max_s=90),
        mend=lab_limits(link_up, "link_loss_max_s", "canary_max_s", "hang_max_s")),
@@ -289,9 +289,9 @@ LINK = (
     on("one-way-2", "what it sends is lost for 2 s", make=fault("one-way"), mend=fault("one-way", False), mend_after_s=2,
        lossless=True),
     again("one-way-20", "what it sends is lost for 20 s", make=fault("one-way"), mend=fault("one-way", False),
-          mend_after_s=NETWORK_LOSS_S),
+          mend_after_s=NETWORK_LOSS_S, by_limit=True),
     again("black-hole-20", "black hole for 20 s, carrier on", make=fault("black-hole"), mend=fault("black-hole", False),
-          mend_after_s=NETWORK_LOSS_S),
+          mend_after_s=NETWORK_LOSS_S, by_limit=True),
     on("loss-30", "30 % loss for 15 s", make=fault("loss"), mend=fault("loss", False), mend_after_s=15),
     on("mtu-end", "its MTU falls to 1500 for 8 s", make=fault("mtu-mismatch"), mend=fault("mtu-mismatch", False), mend_after_s=8),
     on("mtu-path", "path's MTU falls to 1500 for 8 s", make=fault("no-jumbo-path"), mend=fault("no-jumbo-path", False),

@@ -180,8 +180,8 @@ def show(rows: Sequence[Row], options: argparse.Namespace) -> None:
     keepers = list(dict.fromkeys(row.keeper for row in rows))
     print(table.text(rows, keepers, colours=sys.stdout.isatty()))
     print()
-    for keeper in keepers:
-        print(table.summary(rows, keeper))
+    for told in table.summaries(rows, keepers):
+        print(told)
     if options.markdown:
         MARKDOWN.write_text(table.markdown(rows, keepers, preface(rows)))
         print(f"written to {MARKDOWN.relative_to(CHECKOUT)}")

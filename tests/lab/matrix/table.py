@@ -107,11 +107,22 @@ def grouped(rows: Sequence[Row], keepers: Sequence[str]) -> list[list[Row | None
     return [[of.get(keeper) for keeper in keepers] for of in found.values()]
 
 
+def summaries(rows: Sequence[Row], keepers: Sequence[str]) -> list[str]:
+    """One line for each keeper; where one has more rows than all have, another for those that all have."""
+    shared = [row for each in grouped(rows, keepers) if None not in each for row in each if row is not None]
+    told = []
+    for keeper in keepers:
+        told.append(summary(rows, keeper))
+        if (same := summary(shared, keeper)) != told[-1]:
+            told.append(f"{same}: on the rows of all keepers")
+    return told
+
+
 def summary(rows: Sequence[Row], keeper: str) -> str:
     mine = [row for row in rows if row.keeper == keeper]
     good, ends = (
         sum(row.good for row in mine),
-        [row for row in mine if row.case.expect is Expect.SERVES_AGAIN and row.good],
+        [row for row in mine if row.good and row.ended == Expect.SERVES_AGAIN],
     )
     failed = sum(row.failed for row in mine)
     told = f"{keeper}: {good} of {len(mine)} as they should end; {failed} requests failed"
@@ -144,7 +155,7 @@ def from_json(told: dict[str, Any], cases: dict[str, Case]) -> Row:
 def markdown(rows: Sequence[Row], keepers: Sequence[str], preface: Sequence[str]) -> str:
     """docs/faults.md, whole."""
     lines = ["# The fault matrix", "", *preface, ""]
-    lines += [" ".join(LEGEND), "", *(f"- {summary(rows, keeper)}" for keeper in keepers), ""]
+    lines += [" ".join(LEGEND), "", *(f"- {told}" for told in summaries(rows, keepers)), ""]
     group = ("ended", "noticed s", "answers s", "failed")
     heads = [name if len(keepers) == 1 else f"{keeper}: {name}" for keeper in keepers for name in group]
     lines.append("| fault | node | load | expected | " + " | ".join(heads) + " | left behind |")
@@ -161,4 +172,4 @@ def markdown(rows: Sequence[Row], keepers: Sequence[str], preface: Sequence[str]
 def _marked(row: Row | None) -> list[str]:
     """An end that should not be stands out."""
     first, *rest = cells(row)
-    return [first if row is None or row.ended == row.case.expect else f"**{first}**", *rest]
+    return [first if row is None or row.good else f"**{first}**", *rest]
