@@ -43,6 +43,7 @@ class Engines:
         host.autopsy.pop(number, None)
         epoch = self._attempt(host, number)
         epoch.spawns[host.rank] = self.world.now
+        epoch.deaths.pop(host.rank, None)  # a node that forgot the first one may start a second
         if host.bad_engine is not None:
             self.world.blame(number, host.bad_engine.says)
             self.world.after(host.rng.uniform(3, 10), lambda: self._dies_of_flaw(host, number))

@@ -81,7 +81,7 @@ class Epoch:
     link_down_s: float = 0.0
     ordered_at: float = -1e9  # when the head's daemon had its own launched
     spawns: dict[int, float] = field(default_factory=dict)  # rank: when its process appeared
-    deaths: dict[int, float] = field(default_factory=dict)  # rank: when a process of it first died
+    deaths: dict[int, float] = field(default_factory=dict)  # rank: when a process of its newest first died
 
 
 @dataclass
