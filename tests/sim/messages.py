@@ -62,7 +62,7 @@ class Messages:
 
     def start(self, host: Host) -> None:
         """The daemon has begun to listen and to talk."""
-        host.exchange, host.resting, host.connected, host.known, host.said = None, False, False, 0, None
+        host.exchange, host.resting, host.connected, host.known = None, False, False, 0
         host.polls.clear()
         host.heard_at.clear()
         host.version += 1

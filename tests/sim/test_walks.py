@@ -6,7 +6,7 @@ Here: both boot, something dies, sparkd restarts.
 from __future__ import annotations
 
 from sim.truth import INPUTS, WORKER_STOP_S
-from sim.walking import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
+from sim.walking import LIMITS, LOAD_S, PREPARING_S, all_on, epoch_of, serving_world, until_noted, until_serving
 from sim.world import World
 from sparkd.model.finding import Cure, bad
 from sparkd.model.report import Saved
@@ -134,8 +134,7 @@ def test_an_engine_that_never_appears() -> None:
         world = World(2, limits=LIMITS, load_s=LOAD_S)
         host = world.hosts[rank]
         host.stillborn = True
-        for each in world.hosts:
-            world.power_on(each)
+        all_on(world)
         world.blame(1, "it is stillborn")
         assert "did not " in until_noted(world, "epoch.ended", LIMITS.start_max_s + 10)
         host.stillborn = False
@@ -144,8 +143,7 @@ def test_an_engine_that_never_appears() -> None:
 
 def test_an_engine_that_never_listens() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run_until(lambda: world.phases() == ["loading", "loading"], 60)
     world.epoch(1).torn_in_init = True
     world.run(LIMITS.load_max_s - 10)
@@ -158,8 +156,7 @@ def test_an_engine_that_never_listens() -> None:
 def test_a_proof_that_fails() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
     world.head.failures["prove"] = [bad("proof.reasoning-empty", "the answer had no reasoning", cure=Cure.RELAUNCH)]
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     assert "the answer had no reasoning" in until_noted(world, "epoch.ended", LOAD_S + 20)
     until_serving(world, WORKER_STOP_S + LOAD_S + PREPARING_S)
 
@@ -204,8 +201,7 @@ def test_a_daemon_that_stays_away_leaves_the_engine_alone() -> None:
 def test_the_heads_sparkd_restarts_between_the_barrier_and_its_launch() -> None:
     """What the barrier was opened with is not remembered: nobody launches on it."""
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run_until(lambda: world.phases() == ["armed", "launching"], 60)
     world.daemon_down(world.head)
     world.head.digests = INPUTS.model_copy(update={"plan": "plan-2"})

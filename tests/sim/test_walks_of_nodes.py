@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sim.truth import WORKER_STOP_S
-from sim.walking import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
+from sim.walking import LIMITS, LOAD_S, PREPARING_S, all_on, epoch_of, serving_world, until_noted, until_serving
 from sim.world import World
 from sparkd.control.state import Silent, Told
 from sparkd.model.report import Gate, Phase
@@ -31,8 +31,7 @@ def test_the_worker_loses_power() -> None:
 
 def test_the_worker_loses_power_while_the_head_loads() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run_until(lambda: world.phases() == ["loading", "loading"], 60)
     world.power_off(world.hosts[1])
     said = until_noted(world, "epoch.ended", LIMITS.link_loss_max_s + 10)
@@ -45,8 +44,7 @@ def test_one_of_three_loses_power_before_the_head_launches() -> None:
     """What spark2 reported is old by the time when spark3's engine appears."""
     world = World(3, limits=LIMITS, load_s=LOAD_S)
     world.hosts[2].slow = 150.0
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     assert world.run_until(lambda: world.phases() == ["armed", "loading", "launching"], 900)
     world.run(0.5)
     world.power_off(world.hosts[1])
@@ -58,8 +56,7 @@ def test_one_of_three_falls_silent_before_the_head_launches() -> None:
     """What spark2 reported is young, but its daemon was found away since."""
     world = World(3, limits=LIMITS, load_s=LOAD_S)
     world.hosts[2].slow = 25.0
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     assert world.run_until(lambda: world.phases() == ["armed", "loading", "launching"], 900)
     assert world.run_until(lambda: world.hosts[2].engine is not None, 10)
     world.daemon_down(world.hosts[1])
@@ -75,8 +72,7 @@ def test_one_of_three_falls_silent_before_the_head_launches() -> None:
 def test_a_head_that_stood_still_does_not_launch_on_old_words() -> None:
     """While it is stopped, spark2's engine comes to life and dies; both words wait in its sockets."""
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     assert world.run_until(lambda: world.phases() == ["armed", "launching"], 60)
     world.freeze(world.head, 9.0)
     world.run(2)
@@ -125,8 +121,7 @@ def test_both_lose_power() -> None:
     for host in world.hosts:
         world.power_off(host)
     world.run(30)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     assert until_serving(world, 100) < 2 + LOAD_S + PREPARING_S + 3
     assert epoch_of(world) == 2
     assert len(world.noted("node.booted")) == 2
@@ -161,8 +156,7 @@ def test_the_link_drops_and_the_engines_connections_do_not_survive() -> None:
 
 def test_the_link_drops_while_the_engine_loads() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run_until(lambda: world.phases() == ["loading", "loading"], 60)
     world.run(10)
     world.set_link(world.head, False)
@@ -230,8 +224,7 @@ def test_of_several_leftovers_each_is_stopped() -> None:
 def test_a_boot_during_a_start_costs_one_of_the_budget() -> None:
     """It may have been the start that took the host down."""
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run_until(lambda: world.phases()[0] == "loading", 60)
     world.power_off(world.head)
     world.power_on(world.head)

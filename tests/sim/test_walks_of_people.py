@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.faults import BAD_RECIPE, SCRIPT_MISSING, mend_inputs
 from sim.truth import INPUTS, WORKER_STOP_S
-from sim.walking import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
+from sim.walking import LIMITS, LOAD_S, PREPARING_S, all_on, epoch_of, serving_world, until_noted, until_serving
 from sim.world import World
 from sparkd.control.backoff import LOOK_MAX_S, delay_s
 from sparkd.model.finding import Cure, bad
@@ -18,8 +18,7 @@ def test_a_missing_script_blocks_and_clears_by_itself() -> None:
         world = World(2, limits=LIMITS, load_s=LOAD_S)
         host = world.hosts[rank]
         host.bad_input = SCRIPT_MISSING
-        for each in world.hosts:
-            world.power_on(each)
+        all_on(world)
         world.run(10)
         assert world.reason(host) == "blocked: the launch script names a path that exists nowhere"
         other = "waiting for spark2, which is blocked: the launch script names a path that exists nowhere"
@@ -39,8 +38,7 @@ def test_what_only_the_log_tells_blocks_after_one_start() -> None:
         world = World(2, limits=LIMITS, load_s=LOAD_S)
         host = world.hosts[rank]
         host.bad_engine = BAD_RECIPE
-        for each in world.hosts:
-            world.power_on(each)
+        all_on(world)
         world.run(600)
         assert world.reason(host) == f"blocked: {BAD_RECIPE.says}"
         assert world.starts[host.name] == [1]
@@ -53,8 +51,7 @@ def test_an_engine_that_is_not_what_the_plan_says() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
     wrong = bad("engine.argv-differs", "--max-num-seqs is 8, the plan says 16", cure=Cure.PERSON)
     world.hosts[1].failures["argv"] = [wrong]
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run(60)
     assert world.reasons()[1] == "blocked: --max-num-seqs is 8, the plan says 16"
     assert world.starts == {"spark1": [], "spark2": [1]}, "the head never started"
@@ -63,8 +60,7 @@ def test_an_engine_that_is_not_what_the_plan_says() -> None:
 def test_a_worker_that_is_blocked_leaves_by_the_operators_start() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
     world.hosts[1].failures["argv"] = [BAD_RECIPE]
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run(60)
     assert world.phases()[1] == "blocked"
     world.operator("start")
@@ -75,8 +71,7 @@ def test_nodes_that_differ_wait_and_look_again() -> None:
     for rank in (0, 1):
         world = World(2, limits=LIMITS, load_s=LOAD_S)
         world.hosts[rank].digests = INPUTS.model_copy(update={"image": "sha256:another"})
-        for host in world.hosts:
-            world.power_on(host)
+        all_on(world)
         world.run(500)
         assert world.starts == {"spark1": [], "spark2": []}
         assert "the image differs: spark1 has " in world.reasons()[0] or world.phases()[0] != "armed"
@@ -168,8 +163,7 @@ def test_crash_loop() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
     crash = bad("engine.out-of-memory", "CUDA out of memory", cure=Cure.RELAUNCH)
     world.head.bad_engine = crash
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     begun: list[float] = []
     for _ in range(LIMITS.restarts_max):
         until_noted(world, "epoch.ended", 60)
@@ -196,8 +190,7 @@ def test_the_workers_crash_loop_is_blocked_on_the_head_with_the_diagnosis() -> N
     world = World(2, limits=LIMITS, load_s=LOAD_S)
     failure = bad("unit.failed", "sparkd-engine.service could not be started", cure=Cure.RELAUNCH)
     world.hosts[1].failures["start"] = [failure] * 20
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run(2000)
     assert world.reasons()[0].startswith(
         "blocked: 7 epochs in a row were lost; the last one: sparkd-engine.service could"
@@ -210,8 +203,7 @@ def test_delays_grow_and_serving_refills_the_budget() -> None:
     world = World(2, limits=LIMITS, load_s=LOAD_S)
     failure = bad("unit.failed", "sparkd-engine.service could not be started", cure=Cure.RELAUNCH)
     world.hosts[1].failures["start"] = [failure] * 3
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     until_serving(world, 300)
     assert world.head.state is not None and world.head.state.restarts_used == 3
     ended = world.noted("epoch.ended")

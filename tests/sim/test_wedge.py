@@ -5,7 +5,7 @@ from __future__ import annotations
 from sim.engines import COUNT_S
 from sim.truth import WORKER_STOP_S
 from sim.vitals import Pastime
-from sim.walking import LIMITS, LOAD_S, PREPARING_S, epoch_of, serving_world, until_noted, until_serving
+from sim.walking import LIMITS, LOAD_S, PREPARING_S, all_on, epoch_of, serving_world, until_noted, until_serving
 from sim.world import World
 
 PREFILL_S = 238.0  # 190K tokens on a GB10
@@ -134,8 +134,7 @@ def test_work_between_two_looks() -> None:
 def test_a_compilation_that_the_proof_sets_off() -> None:
     """The first request of all is the proof: it takes longer than a proof may, and a compiler is seen at work."""
     world = World(2, limits=LIMITS, load_s=LOAD_S)
-    for host in world.hosts:
-        world.power_on(host)
+    all_on(world)
     world.run_until(lambda: world.phases() == ["proving", "proving"], LOAD_S + 20)
     busy(world, "compile", COMPILE_S, rank=1)
     world.run(COMPILE_S - 5)

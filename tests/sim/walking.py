@@ -10,10 +10,14 @@ PREPARING_S = 5.0  # every step before the barrier, and the launches, in this wo
 LIMITS = Limits()  # the real ones
 
 
-def serving_world(size: int = 2, **options: object) -> World:
-    world = World(size, limits=LIMITS, load_s=LOAD_S, **options)  # type: ignore[arg-type]
+def all_on(world: World) -> None:
     for host in world.hosts:
         world.power_on(host)
+
+
+def serving_world(size: int = 2, **options: object) -> World:
+    world = World(size, limits=LIMITS, load_s=LOAD_S, **options)  # type: ignore[arg-type]
+    all_on(world)
     until_serving(world, LOAD_S + 20)
     return world
 
