@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkd.agent.local import GROUP, how_to_join, no_member
+from sparkd.agent.tasks import unfailing
 from sparkd.model.errors import EXIT_UNKNOWN, SparkdError, UsageError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ CLIENTS_MAX_PER_USER = 8  # nor one user the others
 REQUEST_MAX_BYTES = 64 * 1024
 REQUEST_MAX_S = 10.0  # for the request to come
 UNREAD_MAX_S = 10.0  # for a client to read what it was sent
+LOST_LOOK_S = 2.0  # how often the socket's file is looked at
 GONE_LOOK_S = 1.0  # how often a client that said all it had to say is looked at
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13; the socket module has no name for it
@@ -65,20 +67,47 @@ class ControlServer:
         self._server: asyncio.Server | None = None
         self._clients: dict[asyncio.Task[None], int] = {}  # and whose each is
         self._inode = 0
+        self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Raises SparkdError where another daemon listens already, or the socket cannot be made."""
         _refuse_second(self._path)
         try:
-            listening = _bind(self._path, self._group)
-            self._inode = self._path.stat().st_ino
+            await self._listen()
         except OSError as error:
             raise SparkdError(f"the control socket cannot be made: {error.strerror}", where=str(self._path)) from error
+        self._keeper = asyncio.create_task(unfailing("the keeper of the control socket", self._keep))
+
+    async def _listen(self) -> None:
+        """Raises OSError."""
+        listening = _bind(self._path, self._group)
+        self._inode = self._path.stat().st_ino
+        before = self._server
         self._server = await asyncio.start_unix_server(self._meet, sock=listening, limit=REQUEST_MAX_BYTES)
+        if before is not None:
+            before.close()
+
+    async def _keep(self) -> None:
+        """Whoever clears /run takes the socket's name away, and a daemon without one seems not to run: it is made anew."""
+        refused = ""
+        while True:
+            await asyncio.sleep(LOST_LOOK_S)
+            if self._path.exists():
+                continue
+            try:
+                await self._listen()
+                log.warning("the control socket %s was gone: made anew", self._path)
+                refused = ""
+            except OSError as error:
+                if str(error) != refused:
+                    log.warning("the control socket %s is gone and cannot be made anew: %s", self._path, error)
+                refused = str(error)
 
     async def stop(self) -> None:
-        if self._server is None:
+        if self._server is None or self._keeper is None:
             return
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
         self._server.close()
         for client in list(self._clients):
             client.cancel()

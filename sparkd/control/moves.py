@@ -42,6 +42,8 @@ def left(s: NodeState) -> bool:
 def block(s: NodeState, finding: Finding, now: float, *, by_check: bool, notes: list[Action] | None = None) -> Steps:
     note = Note(finding.id, f"blocked: {finding.says}", alarm=True)
     s = replace(s, blocked=finding, blocked_by_check=by_check, blocked_fingerprint="", waiting=None, retry_at=now)
+    if s.stuck_on != finding.id:
+        s = replace(s, stuck_on=finding.id, stuck_since=now)
     return enter(s, Phase.BLOCKED, now, [*(notes or []), note])
 
 

@@ -219,7 +219,7 @@ def _asked(s: NodeState, event: Asked, now: float) -> Steps:
         return s, [note]
     update = {"run": True, "profile": profile, "generation": i.generation + 1, "gate": Gate.ENDED}
     intent = i.model_copy(update=update)  # a new epoch follows; an engine of the old one is not wanted any more
-    s = replace(s, intent=intent, restarts_used=0, attempts=0, retry_at=now, epoch_at=now, blocked=None)
+    s = replace(s, intent=intent, restarts_used=0, attempts=0, retry_at=now, epoch_at=now, blocked=None, stuck_on="")
     s = replace(s, generation=intent.generation)
     return s, [note, Reload(intent.generation)]
 
@@ -368,7 +368,7 @@ def _armed(s: NodeState, now: float) -> Steps | None:
     differs = cluster.differs_from_head(s)
     if differs is not None:
         return lose(s, differs, now)
-    return enter(replace(s, launch=Launch(s.epoch), ready=False), Phase.LAUNCHING, now, [])
+    return enter(replace(s, launch=Launch(s.epoch), ready=False, stuck_on=""), Phase.LAUNCHING, now, [])
 
 
 def _launching(s: NodeState, now: float) -> Steps | None:
@@ -436,7 +436,8 @@ def _blocked(s: NodeState, now: float) -> Steps | None:
         return enter(replace(s, blocked_fingerprint=""), Phase.IDLE, now, [])
     if now < s.retry_at:
         return None
-    return replace(s, retry_at=now + backoff.look_s(now - s.since, 2 * RECHECK_S)), [Look()]
+    since = s.stuck_since if s.stuck_on == s.blocked.id else s.since
+    return replace(s, retry_at=now + backoff.look_s(now - since, 2 * RECHECK_S)), [Look()]
 
 
 ADVANCE: dict[Phase, Callable[[NodeState, float], Steps | None]] = {

@@ -123,6 +123,8 @@ class NodeState:
     blocked: Finding | None = None
     blocked_fingerprint: str = ""
     blocked_by_check: bool = False  # a check found it, so a check can see it gone
+    stuck_on: str = ""  # id of what blocked this node last, since its last launch
+    stuck_since: float = 0.0  # when that blocked it first: looks that did not see it may have let it go meanwhile
     waiting: Finding | None = None
     waiting_since: float = 0.0
     waiting_in: Phase = Phase.IDLE  # the step that waits

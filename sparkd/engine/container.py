@@ -197,6 +197,11 @@ class Docker:
         with self._asking(f"container {name}") as api:
             api.start(name)
 
+    def restart(self, name: str) -> None:
+        """SIGKILL and a new start, with the writable layer as it is."""
+        with self._asking(f"container {name}") as api:
+            api.restart(name, timeout=0)
+
     def unpause(self, name: str) -> None:
         with self._asking(f"container {name}") as api:
             api.unpause(name)
@@ -215,7 +220,8 @@ class Docker:
         """Runs a program in the running container; its exit status, and both outputs as they came.
 
         Raises UnreachableError where it does not end within `timeout_s` (it is then left to itself: the API
-        has no way to end it). 126 and 127 are the shell's "cannot execute" and "not found", here as there.
+        has no way to end it), or where Docker could not begin it although the container runs. 126 and 127 are the shell's
+        "cannot execute" and "not found", here as there.
         """
         import urllib3.exceptions
 
@@ -247,7 +253,12 @@ class Docker:
             raise UnreachableError(
                 f"{argv[0]} in container {name} has no exit status yet", hint="is the container stopping?"
             )
-        return int(status), _demultiplexed(bytes(output))
+        said = _demultiplexed(bytes(output))
+        if _never_began(int(status), said, argv[0]):
+            raise UnreachableError(
+                f"Docker cannot run anything in container {name}: {said.strip()}", hint=f"docker restart {name}"
+            )
+        return int(status), said
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -419,6 +430,14 @@ def _demultiplexed(stream: bytes) -> str:
         text += stream[at + 8 : at + 8 + length]
         at += 8 + length
     return (bytes(text) if at else stream).decode("utf-8", "replace")
+
+
+def _never_began(status: int, said: str, program: str) -> bool:
+    """Docker's own failure comes as 126 or 127 too, and its words in place of the program's output: "container is not running"
+    of a container whose shim is dead, "connection error: desc = ..." while containerd is away (20.10). What is said of the
+    program itself names it: `exec: "bash": executable file not found`, `bash: FILE: No such file or directory`."""
+    about_program = f'exec: "{program}"' in said or f"{program}:" in said
+    return status in (126, 127) and len(said.strip().splitlines()) == 1 and not about_program
 
 
 def _root_of(error: BaseException) -> str:

@@ -6,9 +6,11 @@ finding for a person: it names the differences, what would be lost, and the comm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import psutil
 
 from sparkd.engine.spec import ContainerState, differences, notes
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -43,6 +45,10 @@ def ensure(docker: Docker, spec: ContainerSpec, labels: Mapping[str, str], *, im
         raise FindingError(_differs(docker, state, found))
     asides = notes(state, spec) if not state.is_ours else []
     made_by = "" if state.is_ours else "; made by hand, adopted as it is" + "".join(f": {note}" for note in asides[:1])
+    if is_phantom(state):
+        after = _begun(docker, spec, docker.restart)  # no replacement: what its writable layer holds stays
+        says = f"no process of container {spec.name} lived, though Docker took it for running: restarted{made_by}"
+        return Ensured("started", says, after)
     if state.running and state.status != "paused":
         return Ensured("kept", f"container {spec.name} runs and matches the plan{made_by}", state)
     return _started(docker, spec, state, made_by)
@@ -78,19 +84,30 @@ def _started(docker: Docker, spec: ContainerSpec, state: ContainerState, made_by
                 remedy=f"docker rm -f {spec.name}  # only if it stays so",
             )
         )
+    after = _begun(docker, spec, docker.unpause if state.status == "paused" else docker.start)
+    was = "was made but never started" if state.status == "created" else f"was {state.status} ({state.exit_code})"
+    return Ensured("started", f"container {spec.name} {was}: started{made_by}", after)
+
+
+def is_phantom(state: ContainerState) -> bool:
+    """Docker calls it running, and its first process does not exist: containerd died together with the container's shim,
+    and nobody told Docker. Nothing lives in it, nothing can be run in it, and `docker start` sees nothing to do (20.10)."""
+    return state.running and state.pid > 0 and not psutil.pid_exists(state.pid)
+
+
+def _begun(docker: Docker, spec: ContainerSpec, begin: Callable[[str], None]) -> ContainerState:
+    """The container as it is after `begin`. Raises FindingError `container.start-failed` where it does not run then."""
     try:
-        if state.status == "paused":
-            docker.unpause(spec.name)
-        else:
-            docker.start(spec.name)
+        begin(spec.name)
     except UnreachableError:
         raise
     except SparkdError as error:
         raise FindingError(_start_failed(spec, error)) from error
-    after = docker.inspect(spec.name) or state
+    after = docker.inspect(spec.name)
+    if after is None:
+        raise FindingError(_start_failed(spec, SparkdError("it was removed while it was started")))
     _require_running(docker, spec, after)
-    was = "was made but never started" if state.status == "created" else f"was {state.status} ({state.exit_code})"
-    return Ensured("started", f"container {spec.name} {was}: started{made_by}", after)
+    return after
 
 
 def _start_failed(spec: ContainerSpec, error: SparkdError, *output: str) -> Finding:

@@ -32,6 +32,7 @@ class Breakage:
     weight: float = 1.0
     simulated: bool = False  # only the simulated engine can do it
     ends_daemon: bool = False  # a new life of the daemon on this node is explained by it
+    keeps_daemon_out: bool = False  # as many as systemd begins while it lasts
 
 
 def nothing(pair: Pair, node: str) -> None:
@@ -97,6 +98,30 @@ def _state(spoil: str) -> Change:
     return sh(f"systemctl kill -s KILL --kill-who=main sparkd || :\n{spoil}")
 
 
+def _etc(name: str, spoil: str) -> Change:
+    """Changed while nobody looks, found at the next start of the daemon."""
+    file = f"/etc/sparkd/{name}"
+    return _state(f"test -e {file}.away || cp -a {file} {file}.away\n{spoil} {file}")
+
+
+def _etc_back(name: str) -> Change:
+    """By a person, who then does what `sparkd status` says."""
+    return sh(f"cd /etc/sparkd; test ! -e {name}.away || mv {name}.away {name}; systemctl restart sparkd")
+
+
+OTHER_KEY = "head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' >"
+UNTAGGED = """image=$(docker inspect -f '{{.Config.Image}}' $container)
+docker tag $image lab-kept; echo $image >/run/lab-untagged; docker rmi --no-prune $image"""
+TAGGED = "docker tag lab-kept $(cat /run/lab-untagged)"
+ADDRESS_BACK = "ip address replace $(hostname | sed 's/spark/10.0.0./')/24 dev bond0"
+PORT_TAKEN = """systemd-run --collect --quiet --unit=lab-port-taken /usr/bin/python3 -c '
+import socket, time
+while True:
+    try:
+        s = socket.create_server(("", 8000)); break
+    except OSError: time.sleep(0.05)
+time.sleep(600)'"""
+
 WEIGHTS_AWAY = f'set -- $(find {MODELS} -maxdepth 2 -name \'*.safetensors\' | sort | tail -1); mv "$1" "$1.away"'
 WEIGHTS_BACK = f'for f in $(find {MODELS} -maxdepth 2 -name \'*.away\'); do mv "$f" "${{f%.away}}"; done'
 
@@ -114,6 +139,13 @@ BREAKAGES: dict[str, Breakage] = {
     "container-kill": Breakage(sh("docker kill $container")),
     "container-rm": Breakage(sh("docker rm -f $container")),
     "container-paused": Breakage(sh("docker pause $container"), sh("docker unpause $container 2>/dev/null || :")),
+    "container-shim-kill": Breakage(
+        sh("kill -9 $(pgrep -U 0 -f 'containerd-shim.* -id '$(docker inspect -f '{{.Id}}' $container))")
+    ),
+    "containerd-kill": Breakage(sh("systemctl kill -s KILL --kill-who=main containerd")),
+    "containerd-kill-all": Breakage(sh("systemctl kill -s KILL containerd"), weight=0.5),
+    "image-untagged": Breakage(sh(UNTAGGED), sh(TAGGED), weight=0.5),
+    "docker-socket-lost": Breakage(sh("rm -f /run/docker.sock"), sh("systemctl restart docker.socket docker"), weight=0.5),
     "docker-restart": Breakage(sh("systemctl restart docker")),
     "docker-kill": Breakage(sh("systemctl kill -s KILL docker")),
     "docker-hung": Breakage(lab_fault("docker-hung", True), lab_fault("docker-hung", False)),
@@ -128,12 +160,23 @@ BREAKAGES: dict[str, Breakage] = {
         ends_daemon=True,  # the watchdog
     ),
     "engine-unit-stopped": Breakage(sh("systemctl stop sparkd-engine")),
+    "engine-unit-killed": Breakage(sh("systemctl kill -s KILL sparkd-engine")),
+    "journald-restart": Breakage(sh("systemctl restart systemd-journald"), weight=0.5),
+    "journald-kill": Breakage(sh("systemctl kill -s KILL systemd-journald"), weight=0.5),
+    "systemd-reexec": Breakage(sh("systemctl daemon-reexec"), weight=0.5),
     "dbus-restart": Breakage(sh("systemctl restart dbus")),
     "state-lost": Breakage(_state(f"rm -f {STATE}/state.json"), ends_daemon=True),
     "state-emptied": Breakage(_state(f": >{STATE}/state.json"), ends_daemon=True),
     "state-truncated": Breakage(_state(f"truncate -s 100 {STATE}/state.json"), ends_daemon=True),
     "plan-lost": Breakage(_state(f"rm -f {STATE}/plan.json"), ends_daemon=True),
     "all-state-lost": Breakage(_state(f"rm -rf {STATE}/*"), ends_daemon=True),
+    "runtime-lost": Breakage(sh("rm -rf /run/sparkd/*"), weight=0.5),
+    "engine-logs-lost": Breakage(sh("rm -rf /var/log/sparkd/engine"), weight=0.5),
+    "key-lost": Breakage(_etc("cluster.key", "rm -f"), _etc_back("cluster.key"), keeps_daemon_out=True, weight=0.5),
+    "key-other": Breakage(_etc("cluster.key", OTHER_KEY), _etc_back("cluster.key"), ends_daemon=True, weight=0.5),
+    "configuration-broken": Breakage(
+        _etc("sparkd.yaml", "truncate -s 300"), _etc_back("sparkd.yaml"), keeps_daemon_out=True, weight=0.5
+    ),
     # the node
     "reboot": Breakage(switched(_reboot), ends_daemon=True),
     "hard-reboot": Breakage(switched(_hard_reboot), ends_daemon=True),
@@ -149,6 +192,16 @@ BREAKAGES: dict[str, Breakage] = {
         name: Breakage(lab_fault(name, True), lab_fault(name, False))
         for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
     },
+    "address-lost": Breakage(sh("ip address flush dev bond0"), sh(ADDRESS_BACK)),
+    "daemons-cut": Breakage(
+        sh("iptables -w -I INPUT -p tcp --dport 7420 -j DROP"), sh("iptables -w -D INPUT -p tcp --dport 7420 -j DROP")
+    ),
+    "endpoint-cut": Breakage(
+        sh("iptables -w -I INPUT -p tcp --dport 8000 -j DROP"),
+        sh("iptables -w -D INPUT -p tcp --dport 8000 -j DROP"),
+        nodes=("spark1",),
+    ),
+    "port-taken": Breakage(sh(PORT_TAKEN), sh("systemctl stop lab-port-taken"), nodes=("spark1",), weight=0.5),
     # the operator, at a bad moment
     "operator-stop": Breakage(sh("sparkd stop"), sh("sparkd start")),
     "operator-restart": Breakage(sh("sparkd restart")),

@@ -7,7 +7,6 @@ import json
 import shlex
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,7 +217,10 @@ class Ordeal:
 
     def _unexplained_lives(self, node: str, witness: Witness) -> list[str]:
         """A daemon that ended though nothing of ours ended it."""
-        ours = Counter(s.node for s in self._schedule.strikes if self._breakages[s.fault].ends_daemon)[node]
+        struck = [self._breakages[s.fault] for s in self._schedule.strikes if s.node == node]
+        if any(breakage.keeps_daemon_out for breakage in struck):
+            return []
+        ours = sum(breakage.ends_daemon for breakage in struck)
         lives = max((len(daemons) for daemons in witness.lives[node].values()), default=0)
         if lives > 1 + ours:
             return [f"{node}: {lives} lives of the daemon in one boot, {ours} faults that end it"]

@@ -267,7 +267,7 @@ class Invariants:
             calm_at = at - 4
             if lives != [h.life for h in world.hosts] or any(h.life_began_at > calm_at for h in world.hosts):
                 return True
-            moments = (max(h.link_changed_at, h.frozen_at, h.refused_until) for h in world.hosts)
+            moments = (max(h.link_changed_at, h.frozen_at, h.thawed_at, h.refused_until) for h in world.hosts)
             connected = all(h.awake and world.linked(h, world.head) for h in world.hosts)
             return not connected or max(moments) > calm_at
 

@@ -138,6 +138,7 @@ class Host:
     turned_at: float = 0.0
     inbox: list[Callable[[], None]] | None = None  # while it is stopped by SIGSTOP: what waits for it
     frozen_at: float = -1e9
+    thawed_at: float = -1e9
     trip: Trip | None = None
     # its state file
     disk: Saved | None = None

@@ -230,7 +230,7 @@ class World:
         if host.life != life or host.inbox is None:
             return
         self.log("sparkd goes on", host)
-        waiting, host.inbox = host.inbox, None
+        waiting, host.inbox, host.thawed_at = host.inbox, None, self.now
         for do in waiting:
             if host.life == life:
                 do()

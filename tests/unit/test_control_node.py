@@ -185,6 +185,28 @@ def test_what_needs_a_person_blocks_and_leaves_when_it_is_mended() -> None:
     assert state.phase is Phase.PREFLIGHT
 
 
+def test_a_block_that_no_look_sees_is_tried_again_ever_more_seldom() -> None:
+    """The look finds nothing wrong, the step fails again: what seems mended is not, and a second's pace would flood the log."""
+    finding = bad("script.not-staged", "/opt/run.sh does not hold what was written to it", cure=Cure.PERSON)
+    state, actions = node.step(started(), Failed(started().ticket, finding), 0.0)
+    blocked, now = [0.0], 0.0
+    while now < 3600.0:
+        now += 0.5
+        state, actions = node.step(state, Tick(), now)
+        if Look() in actions:
+            state, _ = node.step(state, Inputs("a"), now)
+            state, _ = node.step(state, Inputs("a"), now)
+        elif any(isinstance(action, Prepare) for action in actions) or state.phase is Phase.PREFLIGHT:
+            state, _ = node.step(state, Failed(state.ticket, finding), now)
+            assert state.phase is Phase.BLOCKED
+            blocked.append(now)
+    waits = [later - earlier for earlier, later in itertools.pairwise(blocked)]
+    assert waits[0] <= 3.0 and waits[-1] >= 15.0
+    assert len(blocked) < 400
+    state, _ = walk(state, Asked("restart", None), now=now)
+    assert state.stuck_on == "", "a person's word: looked at often again"
+
+
 @pytest.mark.parametrize(("cure", "least_s"), [(Cure.PERSON, 2.0), (Cure.WAIT, 1.0)])
 def test_looks_grow_rare_where_nobody_comes(cure: Cure, least_s: float) -> None:
     """A night is some 2,000 looks, not 20,000 or 40,000; who works on it is answered within seconds."""

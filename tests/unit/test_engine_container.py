@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from engine_plan import plan
 from engine_shell import IMAGE, Engine, shell_spec
 
-from sparkd.engine import cleaning
+from sparkd.engine import cleaning, container
 from sparkd.engine.container import Docker, differences
 from sparkd.engine.ensure import ensure
 from sparkd.model.errors import SparkdError, UnreachableError
@@ -122,6 +124,46 @@ def test_programs_run_inside_with_their_status_and_both_outputs(docker: Docker, 
         docker.exec_run(spec.name, ["sleep", "600"], timeout_s=1)
     with pytest.raises(SparkdError):
         docker.exec_run("no-such-container", ["true"], timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "began"),
+    [
+        (126, "container is not running\r\n", False),
+        (126, 'connection error: desc = "transport: Error while dialing dial unix ...: connect: connection refused"', False),
+        (126, 'OCI runtime exec failed: exec failed: unable to start container process: exec: "bash": permission denied', True),
+        (127, 'OCI runtime exec failed: exec failed: ...: exec: "bash": executable file not found in $PATH: unknown', True),
+        (127, "bash: /workspace/run.sh: No such file or directory", True),
+        (127, "", True),
+        (1, "container is not running", True),
+    ],
+)
+def test_what_docker_could_not_begin_is_not_taken_for_the_programs_word(status: int, said: str, began: bool) -> None:
+    """The first two as Docker 20.10 said them of a container without a shim, and while containerd was away."""
+    assert container._never_began(status, said, "bash") is not began
+
+
+def test_a_container_that_lives_in_dockers_books_only_is_restarted(
+    engine: Engine, docker: Docker, spec: ContainerSpec
+) -> None:
+    made = ensure(docker, spec, LABELS, image_id=None).state
+    docker.write_file(spec.name, "/workspace/only-copy.sh", b"true\n", 0o755)
+    containerd = next(each for each in psutil.Process(engine.process.pid).children() if each.name() == "containerd")
+    shim = psutil.Process(made.pid).parent()
+    assert shim is not None and "containerd-shim" in shim.name()
+    for each in (containerd, shim, psutil.Process(made.pid)):
+        each.kill()
+
+    deadline = time.monotonic() + WAIT_MAX_S
+    while time.monotonic() < deadline:
+        with suppress(FindingError, UnreachableError):  # containerd is away for a moment
+            again = ensure(docker, spec, LABELS, image_id=None)
+            if docker.exec_run(spec.name, ["bash", "-c", "exit 7"], timeout_s=10)[0] == 7:
+                break
+        time.sleep(0.2)
+
+    assert again.action in ("started", "kept") and again.state.id == made.id and again.state.pid != made.pid
+    assert docker.read_file(spec.name, "/workspace/only-copy.sh", 100) == b"true\n"
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])

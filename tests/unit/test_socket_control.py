@@ -164,6 +164,23 @@ def test_without_a_daemon_it_says_how_to_start_one(path: Path) -> None:
     serve(path, lambda _: local.ask(path, "status"))  # and it is replaced
 
 
+def test_a_socket_that_somebody_removed_is_made_anew(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test(_: Verbs) -> None:
+        answers = local.stream(path, "quiet")
+        assert next(answers) == {"says": "first"}
+        path.unlink()
+        deadline = time.monotonic() + LIMIT_S
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert local.ask(path, "status")["node"] == "spark1"
+        assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
+        answers.close()
+
+    serve(path, test)
+    assert "was gone: made anew" in caplog.text
+    assert not path.exists()
+
+
 def test_a_second_daemon_does_not_take_the_socket_of_the_first(path: Path) -> None:
     def test(_: Verbs) -> None:
         with pytest.raises(SparkdError, match="another sparkd is running"):

@@ -11,6 +11,7 @@ from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no,
 from sparkd.doctor.checks.docker import info
 from sparkd.doctor.facts import Facts, container, fact, image_id, launch_id
 from sparkd.engine.container import ContainerState, differences
+from sparkd.engine.ensure import is_phantom
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, Layer, Who
 from sparkd.model.render import API_KEY_PATH
@@ -211,8 +212,9 @@ def start_failed(facts: Facts) -> Answers:
     "container.not-running",
     layer=Layer.CONTAINER,
     question="Does the container of the launch that is meant to live run?",
-    how="State.Status of `docker inspect`",
-    means="Somebody stopped or paused it, or its first process died: the engine in it is gone or frozen.",
+    how="State.Status of `docker inspect`; whether its State.Pid exists",
+    means="Somebody stopped or paused it, or its first process died, or containerd did with all its shims and Docker has not "
+    "noticed: the engine in it is gone or frozen.",
     remedy="sparkd restart",
     sample="container vllm_ds4 is exited (137), and launch 3f2a9c1e-18 should live in it",
     who=Who.SPARKD,
@@ -224,7 +226,11 @@ def not_running(facts: Facts) -> Answers:
     if state is None:
         return
     stands = f"container {state.name} is {state.status}" + ("" if state.running else f" ({state.exit_code})")
-    if state.running and state.status == "running":
+    if is_phantom(state):
+        says = f"Docker takes container {state.name} for running, but no process of it lives"
+        fix = "sparkd restart" if expected(facts) else f"docker restart {state.name}  (the next launch does it too)"
+        yield no(says, remedy=fix)
+    elif state.running and state.status == "running":
         yield yes(f"{stands} since {state.started_at[:19]}")
     elif state.status in ("dead", "removing"):
         yield no(stands, remedy=f"docker rm -f {state.name}  # only if it stays so")
