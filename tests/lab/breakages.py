@@ -31,7 +31,7 @@ class Breakage:
     nodes: tuple[str, ...] = NODES
     weight: float = 1.0
     simulated: bool = False  # only the simulated engine can do it
-    ends_daemon: bool = False  # a new life of the daemon on this node is explained by it
+    lives: int = 0  # new lives of the daemon on this node that it explains
     keeps_daemon_out: bool = False  # as many as systemd begins while it lasts
 
 
@@ -104,16 +104,17 @@ def _etc(name: str, spoil: str) -> Change:
     return _state(f"test -e {file}.away || cp -a {file} {file}.away\n{spoil} {file}")
 
 
-def _etc_back(name: str) -> Change:
-    """By a person, who then does what `sparkd status` says."""
-    return sh(f"cd /etc/sparkd; test ! -e {name}.away || mv {name}.away {name}; systemctl restart sparkd")
+ETC_BACK = "cd /etc/sparkd; for f in *.away; do test ! -e $f || { mv $f ${f%.away}; systemctl restart sparkd; }; done"
 
 
 OTHER_KEY = "head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' >"
 UNTAGGED = """image=$(docker inspect -f '{{.Config.Image}}' $container)
-docker tag $image lab-kept; echo $image >/run/lab-untagged; docker rmi --no-prune $image"""
-TAGGED = "docker tag lab-kept $(cat /run/lab-untagged)"
+docker tag $image lab-kept; echo $image >/var/lib/sparkd-lab/untagged; docker rmi --no-prune $image"""
+TAGGED = "cd /var/lib/sparkd-lab; test ! -e untagged || { docker tag lab-kept $(cat untagged); rm untagged; }"
 ADDRESS_BACK = "ip address replace $(hostname | sed 's/spark/10.0.0./')/24 dev bond0"
+PORT_CUT = "iptables -w -I INPUT -p tcp --dport {0} -j DROP"
+PORT_OPEN = "while iptables -w -D INPUT -p tcp --dport {0} -j DROP 2>/dev/null; do :; done"
+PORT_FREE = "systemctl stop lab-port-taken 2>/dev/null || :"
 PORT_TAKEN = """systemd-run --collect --quiet --unit=lab-port-taken /usr/bin/python3 -c '
 import socket, time
 while True:
@@ -151,13 +152,13 @@ BREAKAGES: dict[str, Breakage] = {
     "docker-hung": Breakage(lab_fault("docker-hung", True), lab_fault("docker-hung", False)),
     "docker-down": Breakage(lab_fault("docker-down", True), lab_fault("docker-down", False)),
     # sparkd
-    "sparkd-kill": Breakage(sh("systemctl kill -s KILL --kill-who=main sparkd"), ends_daemon=True, weight=2),
-    "sparkd-restart": Breakage(sh("systemctl restart sparkd"), ends_daemon=True),
-    "sparkd-down": Breakage(sh("systemctl stop sparkd"), sh("systemctl start sparkd"), ends_daemon=True),
+    "sparkd-kill": Breakage(sh("systemctl kill -s KILL --kill-who=main sparkd"), lives=1, weight=2),
+    "sparkd-restart": Breakage(sh("systemctl restart sparkd"), lives=1),
+    "sparkd-down": Breakage(sh("systemctl stop sparkd"), sh("systemctl start sparkd"), lives=1),
     "sparkd-stopped": Breakage(
         sh("systemctl kill -s STOP --kill-who=main sparkd"),
         sh("systemctl kill -s CONT --kill-who=main sparkd"),
-        ends_daemon=True,  # the watchdog
+        lives=1,  # the watchdog
     ),
     "engine-unit-stopped": Breakage(sh("systemctl stop sparkd-engine")),
     "engine-unit-killed": Breakage(sh("systemctl kill -s KILL sparkd-engine")),
@@ -165,24 +166,29 @@ BREAKAGES: dict[str, Breakage] = {
     "journald-kill": Breakage(sh("systemctl kill -s KILL systemd-journald"), weight=0.5),
     "systemd-reexec": Breakage(sh("systemctl daemon-reexec"), weight=0.5),
     "dbus-restart": Breakage(sh("systemctl restart dbus")),
-    "state-lost": Breakage(_state(f"rm -f {STATE}/state.json"), ends_daemon=True),
-    "state-emptied": Breakage(_state(f": >{STATE}/state.json"), ends_daemon=True),
-    "state-truncated": Breakage(_state(f"truncate -s 100 {STATE}/state.json"), ends_daemon=True),
-    "plan-lost": Breakage(_state(f"rm -f {STATE}/plan.json"), ends_daemon=True),
-    "all-state-lost": Breakage(_state(f"rm -rf {STATE}/*"), ends_daemon=True),
+    "state-lost": Breakage(_state(f"rm -f {STATE}/state.json"), lives=1),
+    "state-emptied": Breakage(_state(f": >{STATE}/state.json"), lives=1),
+    "state-truncated": Breakage(_state(f"truncate -s 100 {STATE}/state.json"), lives=1),
+    "plan-lost": Breakage(_state(f"rm -f {STATE}/plan.json"), lives=1),
+    "all-state-lost": Breakage(_state(f"rm -rf {STATE}/*"), lives=1),
     "runtime-lost": Breakage(sh("rm -rf /run/sparkd/*"), weight=0.5),
     "engine-logs-lost": Breakage(sh("rm -rf /var/log/sparkd/engine"), weight=0.5),
-    "key-lost": Breakage(_etc("cluster.key", "rm -f"), _etc_back("cluster.key"), keeps_daemon_out=True, weight=0.5),
-    "key-other": Breakage(_etc("cluster.key", OTHER_KEY), _etc_back("cluster.key"), ends_daemon=True, weight=0.5),
+    "key-lost": Breakage(_etc("cluster.key", "rm -f"), sh(ETC_BACK), keeps_daemon_out=True, weight=0.5),
+    "key-other": Breakage(_etc("cluster.key", OTHER_KEY), sh(ETC_BACK), lives=2, weight=0.5),
     "configuration-broken": Breakage(
-        _etc("sparkd.yaml", "truncate -s 300"), _etc_back("sparkd.yaml"), keeps_daemon_out=True, weight=0.5
+        _etc("sparkd.yaml", "truncate -s 300"), sh(ETC_BACK), keeps_daemon_out=True, weight=0.5
     ),
     # the node
-    "reboot": Breakage(switched(_reboot), ends_daemon=True),
-    "hard-reboot": Breakage(switched(_hard_reboot), ends_daemon=True),
-    "power-cut": Breakage(switched(_power_cut), switched(_power_on), ends_daemon=True, weight=2),
-    "frozen": Breakage(lab_fault("frozen", True), lab_fault("frozen", False), ends_daemon=True),  # the watchdog
-    "disk-full": Breakage(lab_fault("disk-full", True), lab_fault("disk-full", False)),
+    "reboot": Breakage(switched(_reboot), lives=1),
+    "hard-reboot": Breakage(switched(_hard_reboot), lives=1),
+    "power-cut": Breakage(switched(_power_cut), switched(_power_on), lives=1, weight=2),
+    "frozen": Breakage(lab_fault("frozen", True), lab_fault("frozen", False), lives=1),  # the watchdog
+    "disk-full": Breakage(lab_fault("disk-full", True), lab_fault("disk-full", False), lives=1),
+    "log-disk-full": Breakage(lab_fault("log-disk-full", True), lab_fault("log-disk-full", False), lives=1),
+    # For sparkd alone, which reads them as its drop-ins let it: a life of it when it begins, another when it ends.
+    "clock-ahead": Breakage(lab_fault("clock-ahead", True), lab_fault("clock-ahead", False), lives=2),
+    "clock-behind": Breakage(lab_fault("clock-behind", True), lab_fault("clock-behind", False), lives=2),
+    "memory-short": Breakage(lab_fault("memory-short", True), lab_fault("memory-short", False), lives=2),
     "stale-worker": Breakage(lab_fault("stale-worker", True), lab_fault("stale-worker", False)),
     "shm-leftovers": Breakage(lab_fault("shm-leftovers", True), lab_fault("shm-leftovers", False)),
     "weights-away": Breakage(sh(WEIGHTS_AWAY), sh(WEIGHTS_BACK), weight=0.5),
@@ -193,15 +199,9 @@ BREAKAGES: dict[str, Breakage] = {
         for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
     },
     "address-lost": Breakage(sh("ip address flush dev bond0"), sh(ADDRESS_BACK)),
-    "daemons-cut": Breakage(
-        sh("iptables -w -I INPUT -p tcp --dport 7420 -j DROP"), sh("iptables -w -D INPUT -p tcp --dport 7420 -j DROP")
-    ),
-    "endpoint-cut": Breakage(
-        sh("iptables -w -I INPUT -p tcp --dport 8000 -j DROP"),
-        sh("iptables -w -D INPUT -p tcp --dport 8000 -j DROP"),
-        nodes=("spark1",),
-    ),
-    "port-taken": Breakage(sh(PORT_TAKEN), sh("systemctl stop lab-port-taken"), nodes=("spark1",), weight=0.5),
+    "daemons-cut": Breakage(sh(PORT_CUT.format(7420)), sh(PORT_OPEN.format(7420))),
+    "endpoint-cut": Breakage(sh(PORT_CUT.format(8000)), sh(PORT_OPEN.format(8000)), nodes=NODES[:1]),
+    "port-taken": Breakage(sh(PORT_TAKEN), sh(PORT_FREE), nodes=NODES[:1], weight=0.5),
     # the operator, at a bad moment
     "operator-stop": Breakage(sh("sparkd stop"), sh("sparkd start")),
     "operator-restart": Breakage(sh("sparkd restart")),
@@ -239,7 +239,8 @@ def mend_everything(pair: Pair) -> None:
             sh("systemctl kill -s CONT docker; pkill -U 0 -CONT '^VLLM::' || :"),
             sh("systemctl start docker.socket docker"),
             sh("docker unpause $container 2>/dev/null || :"),
-            sh(WEIGHTS_BACK),
+            *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, ADDRESS_BACK, PORT_FREE, ETC_BACK)),
+            *(sh(PORT_OPEN.format(port)) for port in (7420, 8000)),
             sh("systemctl kill -s CONT --kill-who=main sparkd || :"),
             sh("systemctl start --no-block sparkd"),
         ):

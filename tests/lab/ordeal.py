@@ -220,7 +220,7 @@ class Ordeal:
         struck = [self._breakages[s.fault] for s in self._schedule.strikes if s.node == node]
         if any(breakage.keeps_daemon_out for breakage in struck):
             return []
-        ours = sum(breakage.ends_daemon for breakage in struck)
+        ours = sum(breakage.lives for breakage in struck)
         lives = max((len(daemons) for daemons in witness.lives[node].values()), default=0)
         if lives > 1 + ours:
             return [f"{node}: {lives} lives of the daemon in one boot, {ours} faults that end it"]

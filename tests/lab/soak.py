@@ -20,7 +20,8 @@ from . import gauges
 from .beside import running
 from .gauges import Reading
 from .host import LabError, say
-from .pair import NODES, Pair
+from .ordeal import serves
+from .pair import NODES, Pair, wait_for
 
 CONTAINER = "vllm_ds4"
 READ_EVERY_S = 10.0
@@ -198,15 +199,15 @@ class Soaking:
     # --- the faults ---
 
     def blow(self, blow: Blow) -> None:
-        """Make it, and wait until the pair serves again with an answer."""
+        """Make it, and wait until the pair serves again with an answer: for a moment it may not know yet what struck it."""
         began = time.monotonic()
         at = time.time()
         say(f"{time.strftime('%H:%M:%S')} {blow.name}")
         try:
             blow.make(self._pair)
-            self._pair.wait_serving(max_s=SERVES_MAX_S)
+            wait_for("answering pair", lambda: serves(self._pair), max_s=SERVES_MAX_S, every_s=1)
         except (AssertionError, LabError) as error:
-            said = str(error)
+            said = f"{error}\n{self._pair.story()}"
             say(f"{blow.name}: {said.splitlines()[0]}")
             self._soak.complaints.append(f"{blow.name}: {said}")
         took_s = round(time.monotonic() - began, 1)
