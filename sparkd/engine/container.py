@@ -73,6 +73,10 @@ class ContainerEvents:
             self._stream.close()
 
 
+class NothingRunsError(UnreachableError):
+    """Docker can run nothing in a container that it calls running."""
+
+
 class Docker:
     """A Docker Engine. Connects at the first call and again after a failure, so it may be made before the daemon is up.
 
@@ -197,11 +201,6 @@ class Docker:
         with self._asking(f"container {name}") as api:
             api.start(name)
 
-    def restart(self, name: str) -> None:
-        """SIGKILL and a new start, with the writable layer as it is."""
-        with self._asking(f"container {name}") as api:
-            api.restart(name, timeout=0)
-
     def unpause(self, name: str) -> None:
         with self._asking(f"container {name}") as api:
             api.unpause(name)
@@ -220,8 +219,8 @@ class Docker:
         """Runs a program in the running container; its exit status, and both outputs as they came.
 
         Raises UnreachableError where it does not end within `timeout_s` (it is then left to itself: the API
-        has no way to end it), or where Docker could not begin it although the container runs. 126 and 127 are the shell's
-        "cannot execute" and "not found", here as there.
+        has no way to end it), NothingRunsError where Docker could not begin it although it calls the container running. 126
+        and 127 are the shell's "cannot execute" and "not found", here as there.
         """
         import urllib3.exceptions
 
@@ -255,9 +254,8 @@ class Docker:
             )
         said = _demultiplexed(bytes(output))
         if _never_began(int(status), said, argv[0]):
-            raise UnreachableError(
-                f"Docker cannot run anything in container {name}: {said.strip()}", hint=f"docker restart {name}"
-            )
+            remedy = f"docker stop {name}; docker start {name}"
+            raise NothingRunsError(f"Docker can run nothing in container {name}: {said.strip()}", hint=remedy)
         return int(status), said
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -434,8 +432,9 @@ def _demultiplexed(stream: bytes) -> str:
 
 def _never_began(status: int, said: str, program: str) -> bool:
     """Docker's own failure comes as 126 or 127 too, and its words in place of the program's output: "container is not running"
-    of a container whose shim is dead, "connection error: desc = ..." while containerd is away (20.10). What is said of the
-    program itself names it: `exec: "bash": executable file not found`, `bash: FILE: No such file or directory`."""
+    where containerd and the shim were killed, "... error starting setns process: ..." where Docker has unmounted the root of
+    what lives, "connection error: desc = ..." while containerd is away (20.10). What is said of the program names it: `exec:
+    "bash": executable file not found`, `bash: FILE: No such file or directory`."""
     about_program = f'exec: "{program}"' in said or f"{program}:" in said
     return status in (126, 127) and len(said.strip().splitlines()) == 1 and not about_program
 

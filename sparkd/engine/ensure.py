@@ -6,12 +6,12 @@ finding for a person: it names the differences, what would be lost, and the comm
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import psutil
-
+from sparkd.engine.container import NothingRunsError
 from sparkd.engine.spec import ContainerState, differences, notes
 from sparkd.model.errors import SparkdError, UnreachableError
 from sparkd.model.finding import Cure, Finding, FindingError, bad
@@ -19,6 +19,9 @@ from sparkd.model.plan import ContainerSpec
 
 if TYPE_CHECKING:
     from sparkd.engine.container import Docker
+
+PROBE_MAX_S = 10.0
+SETTLE_S = 1.0  # Docker says that a container has stopped before it has unmounted its root
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,14 @@ def ensure(docker: Docker, spec: ContainerSpec, labels: Mapping[str, str], *, im
         raise FindingError(_differs(docker, state, found))
     asides = notes(state, spec) if not state.is_ours else []
     made_by = "" if state.is_ours else "; made by hand, adopted as it is" + "".join(f": {note}" for note in asides[:1])
-    if is_phantom(state):
-        after = _begun(docker, spec, docker.restart)  # no replacement: what its writable layer holds stays
-        says = f"no process of container {spec.name} lived, though Docker took it for running: restarted{made_by}"
-        return Ensured("started", says, after)
-    if state.running and state.status != "paused":
-        return Ensured("kept", f"container {spec.name} runs and matches the plan{made_by}", state)
-    return _started(docker, spec, state, made_by)
+    if not state.running or state.status == "paused":
+        return _started(docker, spec, state, made_by)
+    try:
+        _probe(docker, spec)
+    except NothingRunsError as error:
+        after = _started_anew(docker, spec)
+        return Ensured("started", f"{error.message}: stopped and started again{made_by}", after)
+    return Ensured("kept", f"container {spec.name} runs and matches the plan{made_by}", state)
 
 
 def _created(docker: Docker, spec: ContainerSpec, labels: Mapping[str, str], image_id: str | None) -> Ensured:
@@ -89,10 +93,28 @@ def _started(docker: Docker, spec: ContainerSpec, state: ContainerState, made_by
     return Ensured("started", f"container {spec.name} {was}: started{made_by}", after)
 
 
-def is_phantom(state: ContainerState) -> bool:
-    """Docker calls it running, and its first process does not exist: containerd died together with the container's shim,
-    and nobody told Docker. Nothing lives in it, nothing can be run in it, and `docker start` sees nothing to do (20.10)."""
-    return state.running and state.pid > 0 and not psutil.pid_exists(state.pid)
+def _probe(docker: Docker, spec: ContainerSpec) -> None:
+    docker.exec_run(spec.name, ["bash", "-c", ":"], timeout_s=PROBE_MAX_S)
+
+
+def _started_anew(docker: Docker, spec: ContainerSpec) -> ContainerState:
+    """Nothing can be run in it, so nothing can be launched in it. No replacement: what its writable layer holds stays.
+
+    It happens where containerd and the shims were killed: Docker 20.10 takes the dead for alive, `docker start` sees nothing to
+    do, and `docker restart` starts it and unmounts its root behind it, so that it lives and still runs nothing.
+    """
+
+    def stop_and_start(name: str) -> None:
+        docker.stop(name, grace_s=0)
+        time.sleep(SETTLE_S)
+        docker.start(name)
+
+    after = _begun(docker, spec, stop_and_start)
+    try:
+        _probe(docker, spec)
+    except NothingRunsError as error:
+        raise FindingError(_start_failed(spec, error)) from error
+    return after
 
 
 def _begun(docker: Docker, spec: ContainerSpec, begin: Callable[[str], None]) -> ContainerState:

@@ -107,6 +107,7 @@ def _etc(name: str, spoil: str) -> Change:
 ETC_BACK = "cd /etc/sparkd; for f in *.away; do test ! -e $f || { mv $f ${f%.away}; systemctl restart sparkd; }; done"
 
 
+SHIMS_GO_ON = "pkill -U 0 -CONT -f containerd-shim || :"
 OTHER_KEY = "head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' >"
 UNTAGGED = """image=$(docker inspect -f '{{.Config.Image}}' $container)
 docker tag $image lab-kept; echo $image >/var/lib/sparkd-lab/untagged; docker rmi --no-prune $image"""
@@ -145,6 +146,11 @@ BREAKAGES: dict[str, Breakage] = {
     ),
     "containerd-kill": Breakage(sh("systemctl kill -s KILL --kill-who=main containerd")),
     "containerd-kill-all": Breakage(sh("systemctl kill -s KILL containerd"), weight=0.5),
+    # Docker itself answers a greeting meanwhile.
+    "containerd-hung": Breakage(
+        sh("systemctl kill -s STOP --kill-who=main containerd"), sh("systemctl kill -s CONT --kill-who=main containerd")
+    ),
+    "container-shim-hung": Breakage(sh("kill -STOP $(pgrep -U 0 -f containerd-shim)"), sh(SHIMS_GO_ON)),
     "image-untagged": Breakage(sh(UNTAGGED), sh(TAGGED), weight=0.5),
     "docker-socket-lost": Breakage(sh("rm -f /run/docker.sock"), sh("systemctl restart docker.socket docker"), weight=0.5),
     "docker-restart": Breakage(sh("systemctl restart docker")),
@@ -236,7 +242,7 @@ def mend_everything(pair: Pair) -> None:
     pair.lab.mend()
     for node in NODES:
         for change in (
-            sh("systemctl kill -s CONT docker; pkill -U 0 -CONT '^VLLM::' || :"),
+            sh(f"systemctl kill -s CONT containerd docker; {SHIMS_GO_ON}; pkill -U 0 -CONT '^VLLM::' || :"),
             sh("systemctl start docker.socket docker"),
             sh("docker unpause $container 2>/dev/null || :"),
             *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, ADDRESS_BACK, PORT_FREE, ETC_BACK)),

@@ -130,16 +130,34 @@ def test_programs_run_inside_with_their_status_and_both_outputs(docker: Docker, 
     ("status", "said", "began"),
     [
         (126, "container is not running\r\n", False),
-        (126, 'connection error: desc = "transport: Error while dialing dial unix ...: connect: connection refused"', False),
-        (126, 'OCI runtime exec failed: exec failed: unable to start container process: exec: "bash": permission denied', True),
-        (127, 'OCI runtime exec failed: exec failed: ...: exec: "bash": executable file not found in $PATH: unknown', True),
+        (
+            126,
+            "OCI runtime exec failed: exec failed: unable to start container process: error starting setns process: "
+            "fork/exec /proc/self/exe: no such file or directory: unknown",
+            False,
+        ),
+        (
+            126,
+            'connection error: desc = "transport: Error while dialing dial unix ...: connect: connection refused"',
+            False,
+        ),
+        (
+            126,
+            'OCI runtime exec failed: exec failed: unable to start container process: exec: "bash": permission denied',
+            True,
+        ),
+        (
+            127,
+            'OCI runtime exec failed: exec failed: ...: exec: "bash": executable file not found in $PATH: unknown',
+            True,
+        ),
         (127, "bash: /workspace/run.sh: No such file or directory", True),
         (127, "", True),
         (1, "container is not running", True),
     ],
 )
 def test_what_docker_could_not_begin_is_not_taken_for_the_programs_word(status: int, said: str, began: bool) -> None:
-    """The first two as Docker 20.10 said them of a container without a shim, and while containerd was away."""
+    """The first three as Docker 20.10 said them: no shim any more, the root unmounted behind it, containerd away."""
     assert container._never_began(status, said, "bash") is not began
 
 
@@ -232,7 +250,9 @@ def stand_still(engine: Engine) -> None:
         time.sleep(0.01)
 
 
-def test_a_daemon_that_hangs_costs_one_greeting_not_a_limit_for_each_question(engine: Engine, spec: ContainerSpec) -> None:
+def test_a_daemon_that_hangs_costs_one_greeting_not_a_limit_for_each_question(
+    engine: Engine, spec: ContainerSpec
+) -> None:
     """A preflight asks five things of it; the daemon is waited for once, and heard as soon as it is back."""
     docker = engine.docker(timeout_s=600)  # of the work, not of the greeting: no test would wait for it
     ensure(docker, spec, LABELS, image_id=None)

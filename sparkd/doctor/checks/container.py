@@ -11,7 +11,6 @@ from sparkd.doctor.check import Answers, Gate, cannot_tell, check, doubtful, no,
 from sparkd.doctor.checks.docker import info
 from sparkd.doctor.facts import Facts, container, fact, image_id, launch_id
 from sparkd.engine.container import ContainerState, differences
-from sparkd.engine.ensure import is_phantom
 from sparkd.model.errors import SparkdError
 from sparkd.model.finding import Cure, Finding, Layer, Who
 from sparkd.model.render import API_KEY_PATH
@@ -222,14 +221,16 @@ def start_failed(facts: Facts) -> Answers:
     after=("docker.unreachable", "container.start-failed", "container.oom-killed", "container.restart-loop"),
 )
 def not_running(facts: Facts) -> Answers:
+    import psutil
+
     state = container(facts)
     if state is None:
         return
     stands = f"container {state.name} is {state.status}" + ("" if state.running else f" ({state.exit_code})")
-    if is_phantom(state):
-        says = f"Docker takes container {state.name} for running, but no process of it lives"
-        fix = "sparkd restart" if expected(facts) else f"docker restart {state.name}  (the next launch does it too)"
-        yield no(says, remedy=fix)
+    if state.running and state.pid and not psutil.pid_exists(state.pid):
+        says = f"Docker takes container {state.name} for running, but its first process does not exist"
+        by_hand = f"docker stop {state.name}; docker start {state.name}  (the next launch does it too)"
+        yield no(says, remedy="sparkd restart" if expected(facts) else by_hand)
     elif state.running and state.status == "running":
         yield yes(f"{stands} since {state.started_at[:19]}")
     elif state.status in ("dead", "removing"):
