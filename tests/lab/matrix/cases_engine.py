@@ -76,6 +76,17 @@ def agents(how: str) -> Change:
     return make
 
 
+def another_key(pair: Pair, node: str) -> None:
+    made = "head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n'"
+    pair.run(node, f"cd /etc/sparkd; cp -a cluster.key cluster.key.away; {made} >cluster.key")
+    agents("restart")(pair, node)
+
+
+def own_key(pair: Pair, node: str) -> None:
+    pair.run(node, "cd /etc/sparkd; mv cluster.key.away cluster.key")
+    agents("restart")(pair, node)
+
+
 def main_pid(pair: Pair, node: str) -> str:
     return pair.run(node, "systemctl show -p MainPID --value sparkd").strip()
 
@@ -247,6 +258,7 @@ CONTAINERS = (
     again("docker-restart", "Docker daemon restarted", make=command("systemctl restart docker", timeout_s=120)),
     again("docker-kill", "dockerd killed (SIGKILL)",
           make=command("kill -9 $(systemctl show -p MainPID --value docker)")),
+    again("containerd-kill", "containerd and all shims killed", make=command("systemctl kill -s KILL containerd")),
 )  # fmt: skip
 
 AGENTS = (
@@ -258,6 +270,8 @@ AGENTS = (
         lossless=True,
     ),
     of_sparkd("agent-restart", "sparkd restarted", make=agents("restart"), nodes=NODES_AND_BOTH, lossless=True),
+    of_sparkd("agent-socket", "/run/sparkd emptied", make=command("rm -rf /run/sparkd/*"), lossless=True),
+    of_sparkd("agent-key", "another key for 15 s", make=another_key, mend=own_key, mend_after_s=15, lossless=True),
 )
 
 MACHINES = (
