@@ -435,7 +435,8 @@ def _never_began(status: int, said: str, program: str) -> bool:
     where containerd and the shim were killed, "... error starting setns process: ..." where Docker has unmounted the root of
     what lives, "connection error: desc = ..." while containerd is away (20.10). What is said of the program names it: `exec:
     "bash": executable file not found`, `bash: FILE: No such file or directory`."""
-    about_program = f'exec: "{program}"' in said or f"{program}:" in said
+    plain = said.replace('\\"', '"')  # newer ones answer with JSON
+    about_program = f'exec: "{program}"' in plain or f"{program}:" in plain
     return status in (126, 127) and len(said.strip().splitlines()) == 1 and not about_program
 
 
