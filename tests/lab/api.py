@@ -12,12 +12,13 @@ Two nodes, each a real systemd and a real Docker Engine; the vLLM in their conta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from . import config, faults, network
 from .cgroups import Group
 from .container_image import Image
 from .container_image import build as build_image
-from .host import LabError, locked, run, say
+from .host import LabError, locked, reserved, run, say
 from .machine import ENVIRONMENT, WHEELS, Node
 from .places import CHECKOUT, LINK_MTU, NODES, Places
 
@@ -86,6 +87,13 @@ class Lab:
             network.up(self.places)
             self.mend()
             self._together(lambda node: self._furnish(node, image))
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """This lab, up, for whoever breaks it and expects nobody else to. Raises LabError."""
+        with reserved(self.places.used, f"the lab {self.places.name!r} (SPARKD_LAB_NAME={self.places.name}2 is another one)"):
+            self.up()
+            yield
 
     def mend(self) -> None:
         """Both nodes on, every fault gone, the cable between them as it was. Raises LabError."""

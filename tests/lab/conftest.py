@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     lab = Lab()
-    lab.up()
-    yield lab
+    with lab.reserved():
+        yield lab
     if not os.environ.get("SPARKD_LAB_KEEP"):
         lab.down()
 

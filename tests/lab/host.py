@@ -132,3 +132,19 @@ def locked(file: Path) -> Iterator[None]:
             say(f"waiting for another run to let go of {file}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def reserved(file: Path, what: str) -> Iterator[None]:
+    """`what` by one process at a time. Raises LabError that names the other one, which lets go where it dies."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as handle:
+        handle.seek(0)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError(f"{what} is in use by {handle.read().strip() or 'another run'}") from None
+        handle.truncate()
+        handle.write(f"{Path(sys.argv[0]).name} (pid {os.getpid()})\n")
+        handle.flush()
+        yield

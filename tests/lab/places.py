@@ -42,6 +42,10 @@ class Places:
     def lock(self) -> Path:
         return self.cache / f"{self.name}.lock"
 
+    @property
+    def used(self) -> Path:
+        return self.cache / f"{self.name}.used"
+
     def namespace(self, what: str) -> str:
         """Network namespace of a node, of the `wire` between them, or of the `lan` with the clients."""
         return f"{self.prefix}-{what}"

@@ -45,19 +45,17 @@ def carry_out(options: argparse.Namespace) -> int:
     if options.print:
         print(schedule.draw(seed, known))
         return 0
-    with recording(options.record) as record:
-        if options.minutes is not None:
-            return (
-                1
-                if soak.run(make_pair(real), minutes=options.minutes, every_s=options.every, record=record).complaints
-                else 0
-            )
-        if options.schedule is not None:
-            text = sys.stdin.read() if options.schedule == "-" else Path(options.schedule).read_text()
-            return endure_all(make_pair(real), [schedule.parse(text, sorted(known))], real, record)
-        drawn = [schedule.draw(seed + n, known) for n in range(options.schedules)]
-        say(f"{len(drawn)} schedules from seed {seed}")
-        return endure_all(make_pair(real), drawn, real, record)
+    if options.schedule is not None:
+        text = sys.stdin.read() if options.schedule == "-" else Path(options.schedule).read_text()
+        schedules = [schedule.parse(text, sorted(known))]
+    elif options.schedules is not None:
+        schedules = [schedule.draw(seed + n, known) for n in range(options.schedules)]
+        say(f"{len(schedules)} schedules from seed {seed}")
+    with reserved_pair(real) as pair, recording(options.record) as record:
+        if options.minutes is None:
+            return endure_all(pair, schedules, real, record)
+        soaked = soak.run(pair, minutes=options.minutes, every_s=options.every, record=record)
+        return 1 if soaked.complaints else 0
 
 
 @contextlib.contextmanager
@@ -66,20 +64,20 @@ def recording(path: Path | None) -> Iterator[TextIO]:
         yield record
 
 
-def make_pair(real: bool) -> Pair:
+@contextlib.contextmanager
+def reserved_pair(real: bool) -> Iterator[Pair]:
     """The lab, up; a simulated engine that starts in seconds, as the tests have it."""
     places = Places.of_environment()
-    if real:
-        lab: Lab = RealLab(
-            Places("real", places.state.with_name("real"), places.cache) if places.name == "lab" else places
-        )
-        lab.up()
-        return pair_of(lab)
-    lab = Lab(places)
-    lab.up()
-    pair = Pair(lab)
-    pair.pace(start_s=4.0, stop_scale=0.25)
-    return pair
+    if real and places.name == "lab":
+        places = Places("real", places.state.with_name("real"), places.cache)
+    lab = RealLab(places) if real else Lab(places)
+    with lab.reserved():
+        if isinstance(lab, RealLab):
+            yield pair_of(lab)
+            return
+        pair = Pair(lab)
+        pair.pace(start_s=4.0, stop_scale=0.25)
+        yield pair
 
 
 def endure_all(pair: Pair, schedules: Sequence[Schedule], real: bool, record: TextIO) -> int:

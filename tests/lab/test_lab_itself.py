@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from tests.lab import base, config, faults, network, weights
 from tests.lab.api import Lab
 from tests.lab.container_image import REFERENCE
-from tests.lab.host import DEFAULT_MIRROR, LabError, Unusable, mirror
+from tests.lab.host import DEFAULT_MIRROR, LabError, Unusable, mirror, reserved
 from tests.lab.places import CHECKOUT, Places
 
 SCRIPT = str(CHECKOUT / "scripts/lab")
@@ -46,6 +47,22 @@ def test_a_shipped_file_that_no_longer_fits_is_named(tmp_path: Path) -> None:
     (tmp_path / "sparkd.yaml").write_text("cluster: {}\n")
     with pytest.raises(LabError, match=r"sparkd\.yaml: nothing here looks like"):
         config.files(tmp_path)
+
+
+def test_who_finds_it_in_use_is_told_by_whom(tmp_path: Path) -> None:
+    """And one that dies lets go."""
+    file = tmp_path / "lab.used"
+    holder = (
+        "import sys, time\nfrom pathlib import Path\nfrom tests.lab.host import reserved\n"
+        f"with reserved(Path({str(file)!r}), 'the lab'):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, cwd=CHECKOUT) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(LabError, match=rf"the lab is in use by .* \(pid {other.pid}\)"), reserved(file, "the lab"):
+            pass
+        other.kill()
+    with reserved(file, "the lab"):
+        assert f"(pid {os.getpid()})" in file.read_text()
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from tests.lab.real_engine import RealLab, pair_of
 def pair() -> Iterator[Pair]:
     places = Places.of_environment()
     lab = RealLab(Places("real", places.state.with_name("real"), places.cache))
-    lab.up()
-    yield pair_of(lab)
+    with lab.reserved():
+        yield pair_of(lab)
     if not os.environ.get("SPARKD_LAB_KEEP"):
         lab.down()
 

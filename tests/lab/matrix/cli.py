@@ -137,8 +137,7 @@ def a_lab(number: int, keeper: str) -> Iterator[Keeper]:
     """The lab of the environment, which stays up, or another one beside it for the time being."""
     lab = several.another(number) if number else the_lab()
     try:
-        lab.up()
-        with kept_by(keeper, several.paced(lab)) as someone:
+        with lab.reserved(), kept_by(keeper, several.paced(lab)) as someone:
             yield someone
     finally:
         if number:
