@@ -81,11 +81,11 @@ def broken(s: NodeState, now: float) -> Finding | None:
         return s.loss.finding
     for rank, report in _reports(s):
         name = s.me.names[rank]
+        if report.loss is not None and report.loss.epoch == i.epoch:
+            return report.loss.finding
         if report.epoch > i.epoch:
             says = f"{name} has seen epoch {report.epoch}, newer than the {i.epoch} remembered here"
             return bad("state.epoch-behind", says, cure=Cure.RELAUNCH, who=Who.SPARKD)
-        if report.loss is not None and report.loss.epoch == i.epoch:
-            return report.loss.finding
         if i.gate is Gate.WORKERS and report.epoch == i.epoch and report.blocked is not None:
             return report.blocked
         if i.gate is Gate.ALL and not report.engine_alive:
