@@ -254,7 +254,7 @@ class Messages:
 
     def _stale(self, sender: Host, boot: int, receiver: Host, life: int, event: Event) -> None:
         """Harsher than the transport: a word comes again, later than newer ones, but through no cut."""
-        carried = sender.link and sender.is_heard and receiver.link and receiver.hears
+        carried = sender.up and sender.link and sender.is_heard and receiver.link and receiver.hears
         if sender.boot == boot and receiver.life == life and receiver.awake and carried:
             self.world.deliver(receiver, event)
 
