@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparkd import __version__
-from sparkd.agent import view
+from sparkd.agent import heap, view
 from sparkd.agent.asked import Clean, Events, Intent, Throughput, told
 from sparkd.agent.baselines import BaselineWriter
 from sparkd.agent.effects import Effects
@@ -107,6 +107,7 @@ class Daemon:
         if plan is not None and first.saved is not None and first.saved.launch_epoch in first.intact:
             self._effects.adopt_plan(plan)
             self._effects.notice_files()
+        self._agent.on_turn.append(heap.give_back)
         self._agent.note(
             "agent.started", f"sparkd {__version__} on {self._me.node}, rank {self._me.rank} of {len(self._me.names)}"
         )
