@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from . import faults
 from .host import LabError
 from .pair import NODES, Pair
+from .places import link_address
 from .schedule import Kind
 
 Change = Callable[[Pair, str], None]
@@ -104,15 +105,16 @@ def _etc(name: str, spoil: str) -> Change:
     return _state(f"test -e {file}.away || cp -a {file} {file}.away\n{spoil} {file}")
 
 
+def _address_back(pair: Pair, node: str) -> None:
+    pair.lab.node(node).run(f"ip address replace {link_address(node)}/24 dev bond0")
+
+
 ETC_BACK = "cd /etc/sparkd; for f in *.away; do test ! -e $f || { mv $f ${f%.away}; systemctl restart sparkd; }; done"
-
-
 SHIMS_GO_ON = "pkill -U 0 -CONT -f containerd-shim || :"
 OTHER_KEY = "head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n' >"
 UNTAGGED = """image=$(docker inspect -f '{{.Config.Image}}' $container)
 docker tag $image lab-kept; echo $image >/var/lib/sparkd-lab/untagged; docker rmi --no-prune $image"""
 TAGGED = "cd /var/lib/sparkd-lab; test ! -e untagged || { docker tag lab-kept $(cat untagged); rm untagged; }"
-ADDRESS_BACK = "ip address replace $(hostname | sed 's/spark/10.0.0./')/24 dev bond0"
 PORT_CUT = "iptables -w -I INPUT -p tcp --dport {0} -j DROP"
 PORT_OPEN = "while iptables -w -D INPUT -p tcp --dport {0} -j DROP 2>/dev/null; do :; done"
 PORT_FREE = "systemctl stop lab-port-taken 2>/dev/null || :"
@@ -204,7 +206,7 @@ BREAKAGES: dict[str, Breakage] = {
         name: Breakage(lab_fault(name, True), lab_fault(name, False))
         for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
     },
-    "address-lost": Breakage(sh("ip address flush dev bond0"), sh(ADDRESS_BACK)),
+    "address-lost": Breakage(sh("ip address flush dev bond0"), _address_back),
     "daemons-cut": Breakage(sh(PORT_CUT.format(7420)), sh(PORT_OPEN.format(7420))),
     "endpoint-cut": Breakage(sh(PORT_CUT.format(8000)), sh(PORT_OPEN.format(8000)), nodes=NODES[:1]),
     "port-taken": Breakage(sh(PORT_TAKEN), sh(PORT_FREE), nodes=NODES[:1], weight=0.5),
@@ -245,7 +247,8 @@ def mend_everything(pair: Pair) -> None:
             sh(f"systemctl kill -s CONT containerd docker; {SHIMS_GO_ON}; pkill -U 0 -CONT '^VLLM::' || :"),
             sh("systemctl start docker.socket docker"),
             sh("docker unpause $container 2>/dev/null || :"),
-            *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, ADDRESS_BACK, PORT_FREE, ETC_BACK)),
+            *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, PORT_FREE, ETC_BACK)),
+            _address_back,
             *(sh(PORT_OPEN.format(port)) for port in (7420, 8000)),
             sh("systemctl kill -s CONT --kill-who=main sparkd || :"),
             sh("systemctl start --no-block sparkd"),

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tests.lab.breakages import OTHER_KEY
 from tests.lab.config import LIMITS
 from tests.lab.matrix import seen
 from tests.lab.matrix.case import BOTH, Case, Change, Expect
@@ -77,8 +78,7 @@ def agents(how: str) -> Change:
 
 
 def another_key(pair: Pair, node: str) -> None:
-    made = "head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \\n'"
-    pair.run(node, f"cd /etc/sparkd; cp -a cluster.key cluster.key.away; {made} >cluster.key")
+    pair.run(node, f"cd /etc/sparkd; cp -a cluster.key cluster.key.away; {OTHER_KEY} cluster.key")
     agents("restart")(pair, node)
 
 
