@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sparkd.doctor import facts as shared
 from sparkd.doctor.check import Check
 from sparkd.doctor.checks import driver, memory, process
 from sparkd.doctor.facts import Facts
+from sparkd.host import vm
 from sparkd.host.gpu import GpuProcess
 from sparkd.host.memory import Memory
 from sparkd.host.processes import EngineProcess
@@ -175,8 +177,34 @@ def test_a_container_with_too_low_a_limit(tmp_path: Path) -> None:
     assert verdicts(memory.limit, here) == []
 
 
-@pytest.mark.parametrize("each", [memory.low_available, memory.oom_kills, memory.fragmentation, memory.not_returned])
+@pytest.mark.parametrize("each", [memory.low_available, memory.fragmentation, memory.not_returned])
 def test_what_reads_this_kernel_answers(tmp_path: Path, each: Check) -> None:
     """Good or unknown on a machine that is well, and never an exception."""
     found = asked(each, node(tmp_path, meminfo(free=2, available=100)))
     assert found.verdict.value in ("good", "unknown"), found.says
+
+
+def test_kills_for_want_of_memory_are_told_as_this_kernel_counts_them(tmp_path: Path) -> None:
+    """Whatever this machine went through before the tests: its counter only ever grows."""
+    before = vm.counters()["oom_kill"]
+    found = asked(memory.oom_kills, node(tmp_path, CLEAN))
+    told = re.search(r"\d+", found.says)
+    assert told is not None and before <= int(told[0]) <= vm.counters()["oom_kill"], found.says
+    assert found.verdict.value == ("good" if told[0] == "0" else "warning")
+
+
+@pytest.mark.parametrize(
+    ("kills", "verdict", "says"),
+    [
+        (0, "good", "0 kills for want of memory since boot"),
+        (1, "warning", "the kernel has killed 1 process of this host for want of memory since it booted"),
+        (5, "warning", "the kernel has killed 5 processes of this host for want of memory since it booted"),
+        (None, "unknown", "this kernel does not count its kills (/proc/vmstat has no oom_kill)"),
+    ],
+)
+def test_kills_on_a_host_without_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int | None, verdict: str, says: str
+) -> None:
+    monkeypatch.setattr(vm, "counters", lambda: {} if kills is None else {"oom_kill": kills})
+    found = asked(memory.oom_kills, node(tmp_path, CLEAN))
+    assert (found.verdict.value, found.says) == (verdict, says)

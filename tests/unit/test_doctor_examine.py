@@ -62,7 +62,8 @@ def test_what_a_failed_launch_said_is_current_and_what_older_ones_said_is_histor
         log.write_text(f"INFO 11-21 10:00:00 [x.py:1] line\n{FATAL}\n")
         os.utime(log, (log.stat().st_mtime - age,) * 2)
     found = examine.diagnose(facts, only=["logs"]).incidents
-    assert {(each.where.rpartition("-")[2], each.current) for each in found} == {
+    of_launches = [each for each in found if ".log:" in each.where]  # this machine's kernel log may tell something too
+    assert {(each.where.rpartition("-")[2], each.current) for each in of_launches} == {
         ("17.log:2", True),
         ("16.log:2", False),
     }
