@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from . import faults
 from .host import LabError
-from .pair import NODES, Pair
+from .pair import ENDPOINT_PORT, NODES, Pair
 from .places import link_address
 from .schedule import Kind
+from .stranger import PORT as DAEMON_PORT
 
 Change = Callable[[Pair, str], None]
 
@@ -118,11 +119,11 @@ TAGGED = "cd /var/lib/sparkd-lab; test ! -e untagged || { docker tag lab-kept $(
 PORT_CUT = "iptables -w -I INPUT -p tcp --dport {0} -j DROP"
 PORT_OPEN = "while iptables -w -D INPUT -p tcp --dport {0} -j DROP 2>/dev/null; do :; done"
 PORT_FREE = "systemctl stop lab-port-taken 2>/dev/null || :"
-PORT_TAKEN = """systemd-run --collect --quiet --unit=lab-port-taken /usr/bin/python3 -c '
+PORT_TAKEN = f"""systemd-run --collect --quiet --unit=lab-port-taken /usr/bin/python3 -c '
 import socket, time
 while True:
     try:
-        s = socket.create_server(("", 8000)); break
+        s = socket.create_server(("", {ENDPOINT_PORT})); break
     except OSError: time.sleep(0.05)
 time.sleep(600)'"""
 
@@ -207,8 +208,8 @@ BREAKAGES: dict[str, Breakage] = {
         for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
     },
     "address-lost": Breakage(sh("ip address flush dev bond0"), _address_back),
-    "daemons-cut": Breakage(sh(PORT_CUT.format(7420)), sh(PORT_OPEN.format(7420))),
-    "endpoint-cut": Breakage(sh(PORT_CUT.format(8000)), sh(PORT_OPEN.format(8000)), nodes=NODES[:1]),
+    "daemons-cut": Breakage(sh(PORT_CUT.format(DAEMON_PORT)), sh(PORT_OPEN.format(DAEMON_PORT))),
+    "endpoint-cut": Breakage(sh(PORT_CUT.format(ENDPOINT_PORT)), sh(PORT_OPEN.format(ENDPOINT_PORT)), nodes=NODES[:1]),
     "port-taken": Breakage(sh(PORT_TAKEN), sh(PORT_FREE), nodes=NODES[:1], weight=0.5),
     # the operator, at a bad moment
     "operator-stop": Breakage(sh("sparkd stop"), sh("sparkd start")),
@@ -249,7 +250,7 @@ def mend_everything(pair: Pair) -> None:
             sh("docker unpause $container 2>/dev/null || :"),
             *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, PORT_FREE, ETC_BACK)),
             _address_back,
-            *(sh(PORT_OPEN.format(port)) for port in (7420, 8000)),
+            *(sh(PORT_OPEN.format(port)) for port in (DAEMON_PORT, ENDPOINT_PORT)),
             sh("systemctl kill -s CONT --kill-who=main sparkd || :"),
             sh("systemctl start --no-block sparkd"),
         ):

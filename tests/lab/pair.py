@@ -14,9 +14,11 @@ from tests.lab import daemon
 from tests.lab.api import Lab
 from tests.lab.beside import running
 from tests.lab.host import LabError
+from tests.lab.places import lan_address
 
 NODES = ("spark1", "spark2")
-ENDPOINT = "http://192.168.77.1:8000"
+ENDPOINT_PORT = 8000
+ENDPOINT = f"http://{lan_address(NODES[0])}:{ENDPOINT_PORT}"
 MODEL = "deepseek-v4-flash"
 SERVES_MAX_S = 120.0
 START_S = 4.0  # of the simulated engine: what is tested is what sparkd does around it
