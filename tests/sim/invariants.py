@@ -333,8 +333,9 @@ class Invariants:
         if host.rank == 0:  # by what was so when it was ordered: a daemon may stand still in the middle of it
             for worker in world.hosts[1:]:
                 alive = worker.engine is not None and worker.engine.epoch == number
-                died_at = epoch.deaths.get(worker.rank, -1e9)
-                if worker.rank not in epoch.spawns or not (alive or epoch.ordered_at - died_at < IN_FLIGHT_S):
+                dead_s = epoch.ordered_at - epoch.deaths.get(worker.rank, -1e9)
+                unknown_s = IN_FLIGHT_S + world.messages.carried_s.get(worker.rank, 0.0)
+                if worker.rank not in epoch.spawns or not (alive or dead_s < unknown_s):
                     world.fail(2, f"the head starts epoch {number} without {worker.name}")
 
     def is_staged(self, host: Host, number: int) -> None:

@@ -42,6 +42,7 @@ class Messages:
         self.disturbed: dict[str, list[float]] = {kind: [] for kind in ("lost", "late", "twice", "harsh")}
         self.calmed_at = -UNDER_WAY_S
         self.troubled_at = -1e9  # when a word last did not come through, or not at once
+        self.carried_s: dict[int, float] = {}  # worker: how long its last word was on the wire; its daemon may be dead by then
 
     @property
     def noisy(self) -> bool:
@@ -118,14 +119,17 @@ class Messages:
             again_s = after_s + host.rng.uniform(0.05, 1.0)
             self.world.after(again_s, lambda: self._arrives(exchange, report, life))
         if self.harsh and host.rng.random() < self.harsh:
-            self.world.after(host.rng.uniform(0, STALE_S), lambda: self._stale(host, boot, head, life, Heard(report)))
+            stale_s = host.rng.uniform(0, STALE_S)
+            self.world.after(stale_s, lambda: self._stale(host, boot, head, life, Heard(report), stale_s))
 
     def _arrives(self, exchange: Exchange, report: Report, life: int) -> None:
         """`life`: of the daemon that it was sent to; a later one does not know the session."""
         head = self.world.head
         if head.life != life or head.state is None or not self._can_say(exchange.worker, head):
             self._broken(exchange)
-        elif head.inbox is not None:  # the kernel took it
+            return
+        self.carried_s[exchange.worker.rank] = self.world.now - exchange.began_at
+        if head.inbox is not None:  # the kernel took it
             head.inbox.append(lambda: self._heard(exchange, report))
             self._expires(exchange)
         else:
@@ -169,9 +173,8 @@ class Messages:
         else:
             self.world.after(self._delay(worker), lambda: self._told(exchange, intent, version))
         if self.harsh and carried and worker.rng.random() < self.harsh:
-            self.world.after(
-                worker.rng.uniform(0, STALE_S), lambda: self._stale(head, boot, worker, life, Told(intent))
-            )
+            stale_s = worker.rng.uniform(0, STALE_S)
+            self.world.after(stale_s, lambda: self._stale(head, boot, worker, life, Told(intent), stale_s))
 
     def _told(self, exchange: Exchange, intent: Intent, version: int) -> None:
         worker = exchange.worker
@@ -252,10 +255,11 @@ class Messages:
         self.troubled_at = self.world.now
         return host.rng.uniform(0, LATE_S)
 
-    def _stale(self, sender: Host, boot: int, receiver: Host, life: int, event: Event) -> None:
+    def _stale(self, sender: Host, boot: int, receiver: Host, life: int, event: Event, after_s: float) -> None:
         """Harsher than the transport: a word comes again, later than newer ones, but through no cut."""
         carried = sender.up and sender.link and sender.is_heard and receiver.link and receiver.hears
         if sender.boot == boot and receiver.life == life and receiver.awake and carried:
+            self.carried_s[sender.rank] = after_s
             self.world.deliver(receiver, event)
 
     # --- the head's probe --------------------------------------------------------------------------------------
