@@ -18,6 +18,7 @@ import sdnotify
 from sparkd.agent.effects import Effects
 from sparkd.agent.journal import Journal
 from sparkd.agent.store import Store
+from sparkd.agent.tasks import is_want
 from sparkd.control import node as control
 from sparkd.control import telling
 from sparkd.control.state import (
@@ -42,7 +43,7 @@ from sparkd.control.state import (
 )
 from sparkd.host.clock import monotonic
 from sparkd.model.errors import SparkdError, UnreachableError
-from sparkd.model.finding import Cure, FindingError, bad
+from sparkd.model.finding import Cure, Finding, FindingError, bad
 from sparkd.model.report import Saved
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,13 @@ T = TypeVar("T")
 
 SAVE_AGAIN_S = 5.0  # after the disk refused the state
 TICK_S = 1.0  # the longest time between two turns: time-outs are noticed with this precision
+
+
+def _unforeseen(error: Exception) -> Finding:
+    if is_want(error):
+        return bad("step.want", f"sparkd is short of what every look needs: {error}", cure=Cure.WAIT)
+    log.exception("an effect failed in a way that nobody foresaw", exc_info=error)
+    return bad("sparkd.bug", f"{type(error).__name__}: {error}", cure=Cure.RELAUNCH, remedy="sparkd report")
 
 
 class Agent:
@@ -212,14 +220,13 @@ class Agent:
             except SparkdError as error:
                 finding = bad("step.failed", str(error), cure=Cure.RELAUNCH, remedy=error.hint)
             except Exception as error:
-                log.exception("an effect failed in a way that nobody foresaw")
-                finding = bad(
-                    "sparkd.bug", f"{type(error).__name__}: {error}", cure=Cure.RELAUNCH, remedy="sparkd report"
-                )
+                finding = _unforeseen(error)
             return CanaryBack(ticket, None, finding) if canary else Failed(ticket, finding)
 
+        answer = self._loop.run_in_executor(lane, run)  # now: the lane may be closed when the task begins
+
         async def carry() -> None:
-            self.post(await self._loop.run_in_executor(lane, run))
+            self.post(await answer)
 
         task = self._loop.create_task(carry())
         self._tasks.add(task)

@@ -15,6 +15,7 @@ from sparkd import __version__
 from sparkd.agent import heap, view
 from sparkd.agent.asked import Clean, Events, Intent, Throughput, told
 from sparkd.agent.baselines import BaselineWriter
+from sparkd.agent.descriptors import Descriptors
 from sparkd.agent.effects import Effects
 from sparkd.agent.engine_log import EngineLogLimit
 from sparkd.agent.exchange import HeadExchange, WorkerExchange
@@ -26,6 +27,7 @@ from sparkd.agent.sampling import Sampler, look_back
 from sparkd.agent.socket import ControlServer, Line
 from sparkd.agent.sources import Sources
 from sparkd.agent.store import Store
+from sparkd.agent.tasks import fault_teller
 from sparkd.config.identity import identify_here
 from sparkd.config.load import Configuration, load
 from sparkd.control.state import Asked, Me, Started
@@ -107,7 +109,7 @@ class Daemon:
         if plan is not None and first.saved is not None and first.saved.launch_epoch in first.intact:
             self._effects.adopt_plan(plan)
             self._effects.notice_files()
-        self._agent.on_turn.append(heap.give_back)
+        self._agent.on_turn += [heap.give_back, Descriptors(self._agent.note).follow]
         self._agent.note(
             "agent.started", f"sparkd {__version__} on {self._me.node}, rank {self._me.rank} of {len(self._me.names)}"
         )
@@ -124,6 +126,7 @@ class Daemon:
         self._exchange = self._make_exchange()
         control = ControlServer(self._paths.socket, self._verbs(), LOOKING)
         stop = asyncio.Event()
+        asyncio.get_running_loop().set_exception_handler(fault_teller())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await control.start()

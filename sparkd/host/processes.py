@@ -79,6 +79,7 @@ def engine_processes(proc: Path = procfs.PROC) -> list[EngineProcess]:
     """Every process that carries a launch id, is titled `VLLM::*` or runs `vllm serve`, in the order of their pids.
 
     One pass over /proc. Zombies and processes that vanish meanwhile are not among them.
+    Raises OSError where this process can open nothing more: half a list would make the rest look dead.
     """
     found = (_engine_process(pid, proc) for pid in sorted(procfs.pids(proc)))
     processes = {one.pid: one for one in found if one}
@@ -120,10 +121,12 @@ def _user(status: bytes) -> int:
 
 
 def _read(pid: int, name: str, proc: Path) -> bytes:
-    """Empty where the process is gone or its file is not ours to read."""
+    """Empty where the process is gone or its file is not ours to read. Raises OSError where we can open nothing at all."""
     try:
         return procfs.read(f"{proc}/{pid}/{name}")
-    except OSError:
+    except OSError as error:
+        if procfs.ours(error):
+            raise
         return b""
 
 
@@ -234,12 +237,17 @@ def open_pidfd(process: EngineProcess) -> int | None:
     """A descriptor of exactly this process, None when it is gone. Readable when it has ended; the caller closes it.
 
     Opened first, compared then: once the descriptor is open the number cannot come to mean another process.
+    Raises OSError where this process can open nothing more.
     """
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return None
-    about = procfs.stat(process.pid)
+    try:
+        about = procfs.stat(process.pid)
+    except OSError:
+        os.close(descriptor)
+        raise
     if about is None or about.start_ticks != process.start_ticks:
         os.close(descriptor)
         return None

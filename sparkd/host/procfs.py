@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ def gone(error: OSError) -> bool:
     return isinstance(error, FileNotFoundError | ProcessLookupError)
 
 
+def ours(error: OSError) -> bool:
+    """A read failed because this process has no descriptor or memory left: it tells nothing about what was to be read, and
+    must never be taken for a death."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 @dataclass(frozen=True)
 class Stat:
     """What we need of /proc/PID/stat. `start_ticks` (since boot) with the pid names a process for good."""
@@ -52,10 +59,12 @@ class Stat:
 
 
 def stat(pid: int, proc: Path | str = PROC) -> Stat | None:
-    """None when the process is gone."""
+    """None when the process is gone. Raises OSError where the failure is `ours`."""
     try:
         text = read(f"{proc}/{pid}/stat")
-    except OSError:
+    except OSError as error:
+        if ours(error):
+            raise
         return None
     # comm may hold spaces and brackets of its own: it ends at the last bracket
     opened, closed = text.index(b"("), text.rindex(b")")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
 from sparkd.agent.store import Store
-from sparkd.control.state import Me, Started, Tick, Told
+from sparkd.control.state import Failed, Look, Me, Started, Tick, Told
 from sparkd.host.paths import Paths
 from sparkd.model.cluster import Limits
+from sparkd.model.finding import Cure
 from sparkd.model.report import Gate, Intent, Saved
 
 ME = Me("spark2", 1, ("spark1", "spark2"), "b" * 32, "0.1.0", Limits())
@@ -70,3 +72,30 @@ def test_what_the_last_life_could_not_save_is_saved_by_the_next(tmp_path: Path) 
         assert paths.saved.exists() and not store.is_beside()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("error", "id", "cure", "traces"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "step.want", Cure.WAIT, 0),
+        (OSError(errno.EIO, "Input/output error"), "sparkd.bug", Cure.RELAUNCH, 1),
+        (KeyError("x"), "sparkd.bug", Cure.RELAUNCH, 1),
+    ],
+)
+def test_what_the_daemon_itself_lacks_costs_no_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception, id: str, cure: Cure, traces: int
+) -> None:
+    class Effects:
+        def look(self) -> None:
+            raise error
+
+    async def test() -> None:
+        effects: Any = Effects()
+        paths = Paths(state=tmp_path / "state", runtime=tmp_path / "run", logs=tmp_path / "log")
+        agent = Agent(ME, effects, Store(paths), Journal(tmp_path / "events.jsonl"))
+        agent._carry_out(Look())
+        event = await asyncio.wait_for(agent._queue.get(), 10)
+        assert isinstance(event, Failed) and (event.finding.id, event.finding.cure) == (id, cure)
+
+    asyncio.run(test())
+    assert sum(record.exc_info is not None for record in caplog.records) == traces
