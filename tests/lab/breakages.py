@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,6 +96,35 @@ def _link(carrier: bool) -> Change:
     return change
 
 
+def _flapping(pair: Pair, node: str) -> None:
+    for _ in range(12):
+        pair.lab.link_down()
+        time.sleep(0.8)
+        pair.lab.link_up()
+        time.sleep(0.8)
+
+
+def _peer(node: str) -> str:
+    return NODES[1 - NODES.index(node)]
+
+
+def _neighbour(how: str, what: str = "") -> Change:
+    """What this node believes of where the other one is to be found on the wire."""
+
+    def change(pair: Pair, node: str) -> None:
+        pair.lab.node(node).run(f"ip neigh {how} {link_address(_peer(node))} {what} dev bond0", check=how != "del")
+
+    return change
+
+
+def _peers_address(how: str) -> Change:
+    def change(pair: Pair, node: str) -> None:
+        command = f"ip address {how} {link_address(_peer(node))}/24 dev bond0"
+        pair.lab.node(node).run(command, check=how != "del")
+
+    return change
+
+
 def _state(spoil: str) -> Change:
     """The file is read at a start only: the daemon is killed before, and starts on what is left."""
     return sh(f"systemctl kill -s KILL --kill-who=main sparkd || :\n{spoil}")
@@ -104,6 +134,13 @@ def _etc(name: str, spoil: str) -> Change:
     """Changed while nobody looks, found at the next start of the daemon."""
     file = f"/etc/sparkd/{name}"
     return _state(f"test -e {file}.away || cp -a {file} {file}.away\n{spoil} {file}")
+
+
+def _limited(setting: str) -> Change:
+    """A daemon that begins with less than it needs."""
+    return sh(f"""mkdir -p /run/systemd/system/sparkd.service.d
+printf '[Service]\\n{setting}\\n' >/run/systemd/system/sparkd.service.d/lab-limits.conf
+systemctl daemon-reload; systemctl kill -s KILL --kill-who=main sparkd""")
 
 
 def _address_back(pair: Pair, node: str) -> None:
@@ -118,6 +155,8 @@ docker tag $image lab-kept; echo $image >/var/lib/sparkd-lab/untagged; docker rm
 TAGGED = "cd /var/lib/sparkd-lab; test ! -e untagged || { docker tag lab-kept $(cat untagged); rm untagged; }"
 PORT_CUT = "iptables -w -I INPUT -p tcp --dport {0} -j DROP"
 PORT_OPEN = "while iptables -w -D INPUT -p tcp --dport {0} -j DROP 2>/dev/null; do :; done"
+PORT_REFUSED = "iptables -w -I INPUT -p tcp --dport {0} -j REJECT --reject-with tcp-reset"
+PORT_TAKES = "while iptables -w -D INPUT -p tcp --dport {0} -j REJECT --reject-with tcp-reset 2>/dev/null; do :; done"
 PORT_FREE = "systemctl stop lab-port-taken 2>/dev/null || :"
 PORT_TAKEN = f"""systemd-run --collect --quiet --unit=lab-port-taken /usr/bin/python3 -c '
 import socket, time
@@ -126,6 +165,18 @@ while True:
         s = socket.create_server(("", {ENDPOINT_PORT})); break
     except OSError: time.sleep(0.05)
 time.sleep(600)'"""
+
+# Of the same name, made by somebody else: nothing that sparkd may remove.
+CONTAINER_OTHER = """image=$(docker inspect -f '{{.Config.Image}}' $container); docker rm -f $container
+docker run -d --name $container --label lab-other= --entrypoint /bin/sleep $image 3600"""
+CONTAINER_GONE = "docker ps -aqf label=lab-other | xargs -r docker rm -f"
+LIMITS_BACK = """file=/run/systemd/system/sparkd.service.d/lab-limits.conf; test ! -e $file || {
+rm $file; systemctl daemon-reload; systemctl restart sparkd; }"""
+PROGRAM_BACK = "test ! -e /opt/sparkd.away || { mv /opt/sparkd.away /opt/sparkd; systemctl restart sparkd; }"
+DISTURBER = "systemctl stop lab-disturber 2>/dev/null || :"
+# A tmpfs is full when it is made as small as what lies in it.
+NO_ROOM = "mount -o remount,size=$(df --output=used -k {0} | tail -1)k {0}"
+ROOM = "mount -o remount,size=2g {0}"
 
 WEIGHTS_AWAY = f'set -- $(find {MODELS} -maxdepth 2 -name \'*.safetensors\' | sort | tail -1); mv "$1" "$1.away"'
 WEIGHTS_BACK = f'for f in $(find {MODELS} -maxdepth 2 -name \'*.away\'); do mv "$f" "${{f%.away}}"; done'
@@ -138,6 +189,7 @@ BREAKAGES: dict[str, Breakage] = {
     "engine-stopped": Breakage(
         sh("p=$(pgrep -U 0 -o '^VLLM::Worker') && kill -STOP $p"), sh("pkill -U 0 -CONT '^VLLM::Worker' || :")
     ),
+    "engine-hup": Breakage(sh("pkill -U 0 -HUP -f '/vllm serve '"), weight=0.5),
     # the container and Docker
     "container-restart": Breakage(sh("docker restart -t 2 $container")),
     "container-stop": Breakage(sh("docker stop -t 2 $container")),
@@ -149,13 +201,24 @@ BREAKAGES: dict[str, Breakage] = {
     ),
     "containerd-kill": Breakage(sh("systemctl kill -s KILL --kill-who=main containerd")),
     "containerd-kill-all": Breakage(sh("systemctl kill -s KILL containerd"), weight=0.5),
+    "container-renamed": Breakage(
+        sh("docker rename $container lab-renamed"), sh("docker rm -f lab-renamed 2>/dev/null || :"), weight=0.5
+    ),
+    "container-other": Breakage(sh(CONTAINER_OTHER), sh(CONTAINER_GONE), weight=0.5),
+    "container-starved": Breakage(
+        sh("docker update --memory 32m --memory-swap 32m $container"),
+        sh("docker update --memory 16g --memory-swap 16g $container || :"),
+        weight=0.5,
+    ),
     # Docker itself answers a greeting meanwhile.
     "containerd-hung": Breakage(
         sh("systemctl kill -s STOP --kill-who=main containerd"), sh("systemctl kill -s CONT --kill-who=main containerd")
     ),
     "container-shim-hung": Breakage(sh("kill -STOP $(pgrep -U 0 -f containerd-shim)"), sh(SHIMS_GO_ON)),
     "image-untagged": Breakage(sh(UNTAGGED), sh(TAGGED), weight=0.5),
-    "docker-socket-lost": Breakage(sh("rm -f /run/docker.sock"), sh("systemctl restart docker.socket docker"), weight=0.5),
+    "docker-socket-lost": Breakage(
+        sh("rm -f /run/docker.sock"), sh("systemctl restart docker.socket docker"), weight=0.5
+    ),
     "docker-restart": Breakage(sh("systemctl restart docker")),
     "docker-kill": Breakage(sh("systemctl kill -s KILL docker")),
     "docker-hung": Breakage(lab_fault("docker-hung", True), lab_fault("docker-hung", False)),
@@ -169,15 +232,51 @@ BREAKAGES: dict[str, Breakage] = {
         sh("systemctl kill -s CONT --kill-who=main sparkd"),
         lives=1,  # the watchdog
     ),
+    **{
+        f"sparkd-{signal.lower()}": Breakage(
+            sh(f"systemctl kill -s {signal} --kill-who=main sparkd"), lives=1, weight=0.3
+        )
+        for signal in ("TERM", "HUP", "INT", "SEGV", "USR1")
+    },
+    "sparkd-starved": Breakage(
+        _limited("MemoryMax=24M"),
+        sh(LIMITS_BACK),
+        keeps_daemon_out=True,
+        weight=0.5,
+    ),
+    "sparkd-no-files": Breakage(_limited("LimitNOFILE=14"), sh(LIMITS_BACK), keeps_daemon_out=True, weight=0.5),
+    "program-away": Breakage(
+        sh("test -e /opt/sparkd.away || mv /opt/sparkd /opt/sparkd.away"),
+        sh(PROGRAM_BACK),
+        keeps_daemon_out=True,
+        weight=0.5,
+    ),
     "engine-unit-stopped": Breakage(sh("systemctl stop sparkd-engine")),
     "engine-unit-killed": Breakage(sh("systemctl kill -s KILL sparkd-engine")),
     "journald-restart": Breakage(sh("systemctl restart systemd-journald"), weight=0.5),
     "journald-kill": Breakage(sh("systemctl kill -s KILL systemd-journald"), weight=0.5),
     "systemd-reexec": Breakage(sh("systemctl daemon-reexec"), weight=0.5),
+    "journald-hung": Breakage(
+        sh("systemctl kill -s STOP systemd-journald"), sh("systemctl kill -s CONT systemd-journald"), weight=0.5
+    ),
+    "systemd-reload": Breakage(sh("systemctl daemon-reload"), weight=0.5),
     "dbus-restart": Breakage(sh("systemctl restart dbus")),
+    "dbus-down": Breakage(sh("systemctl stop dbus.socket dbus"), sh("systemctl start dbus.socket dbus"), weight=0.5),
+    "dbus-hung": Breakage(sh("systemctl kill -s STOP dbus"), sh("systemctl kill -s CONT dbus"), weight=0.5),
     "state-lost": Breakage(_state(f"rm -f {STATE}/state.json"), lives=1),
     "state-emptied": Breakage(_state(f": >{STATE}/state.json"), lives=1),
     "state-truncated": Breakage(_state(f"truncate -s 100 {STATE}/state.json"), lives=1),
+    "state-garbage": Breakage(_state(f"head -c 4096 /dev/urandom >{STATE}/state.json"), lives=1, weight=0.5),
+    "state-directory": Breakage(
+        _state(f"rm -f {STATE}/state.json; mkdir -p {STATE}/state.json/x"), lives=1, weight=0.5
+    ),
+    "state-others": Breakage(_state(f"chown -R nobody {STATE}"), lives=1, weight=0.5),
+    "events-directory": Breakage(
+        _state(f"rm -f {STATE}/events.jsonl; mkdir -p {STATE}/events.jsonl"),
+        sh(f"rmdir {STATE}/events.jsonl 2>/dev/null || :"),
+        lives=1,
+        weight=0.5,
+    ),
     "plan-lost": Breakage(_state(f"rm -f {STATE}/plan.json"), lives=1),
     "all-state-lost": Breakage(_state(f"rm -rf {STATE}/*"), lives=1),
     "runtime-lost": Breakage(sh("rm -rf /run/sparkd/*"), weight=0.5),
@@ -194,6 +293,16 @@ BREAKAGES: dict[str, Breakage] = {
     "frozen": Breakage(lab_fault("frozen", True), lab_fault("frozen", False), lives=1),  # the watchdog
     "disk-full": Breakage(lab_fault("disk-full", True), lab_fault("disk-full", False), lives=1),
     "log-disk-full": Breakage(lab_fault("log-disk-full", True), lab_fault("log-disk-full", False), lives=1),
+    "run-full": Breakage(sh(NO_ROOM.format("/run")), sh(ROOM.format("/run")), lives=1, weight=0.5),
+    "shm-full": Breakage(sh(NO_ROOM.format("/dev/shm")), sh(ROOM.format("/dev/shm")), weight=0.5),
+    "cores-busy": Breakage(
+        sh(
+            "systemd-run --collect -q --unit=lab-disturber bash -c 'for i in 1 2 3 4; do while :; do :; done & done; wait'"
+        ),
+        sh(DISTURBER),
+        weight=0.5,
+    ),
+    "hostname-changed": Breakage(sh("hostname stranger"), sh("hostname $(cat /etc/hostname)"), weight=0.5),
     # For sparkd alone, which reads them as its drop-ins let it: a life of it when it begins, another when it ends.
     "clock-ahead": Breakage(lab_fault("clock-ahead", True), lab_fault("clock-ahead", False), lives=2),
     "clock-behind": Breakage(lab_fault("clock-behind", True), lab_fault("clock-behind", False), lives=2),
@@ -208,6 +317,17 @@ BREAKAGES: dict[str, Breakage] = {
         for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
     },
     "address-lost": Breakage(sh("ip address flush dev bond0"), _address_back),
+    "address-twice": Breakage(_peers_address("add"), _peers_address("del"), weight=0.5),
+    "neighbour-wrong": Breakage(
+        _neighbour("replace", "lladdr 02:00:00:00:00:99 nud permanent"), _neighbour("del"), weight=0.5
+    ),
+    "link-slow": Breakage(
+        sh("tc qdisc replace dev bond0 root netem delay 700ms 200ms"),
+        sh("tc qdisc del dev bond0 root 2>/dev/null || :"),
+        weight=0.5,
+    ),
+    "link-flapping": Breakage(_flapping, weight=0.5),
+    "daemons-refused": Breakage(sh(PORT_REFUSED.format(DAEMON_PORT)), sh(PORT_TAKES.format(DAEMON_PORT)), weight=0.5),
     "daemons-cut": Breakage(sh(PORT_CUT.format(DAEMON_PORT)), sh(PORT_OPEN.format(DAEMON_PORT))),
     "endpoint-cut": Breakage(sh(PORT_CUT.format(ENDPOINT_PORT)), sh(PORT_OPEN.format(ENDPOINT_PORT)), nodes=NODES[:1]),
     "port-taken": Breakage(sh(PORT_TAKEN), sh(PORT_FREE), nodes=NODES[:1], weight=0.5),
@@ -222,6 +342,22 @@ BREAKAGES: dict[str, Breakage] = {
         for name in faults.engine_faults() or {}
     },
 }
+
+
+# Their ways back do nothing where there is nothing to mend.
+MENDED_ANYWAY = (
+    *(
+        "container-renamed",
+        "container-starved",
+        "sparkd-no-files",
+        "program-away",
+        "sparkd-starved",
+        "run-full",
+        "shm-full",
+    ),
+    *("cores-busy", "hostname-changed", "address-twice", "neighbour-wrong", "link-slow", "daemons-refused"),
+    *("journald-hung", "dbus-down", "dbus-hung", "events-directory"),
+)
 
 
 def catalogue(*, real_engine: bool) -> dict[str, Breakage]:
@@ -249,6 +385,7 @@ def mend_everything(pair: Pair) -> None:
             sh("systemctl start docker.socket docker"),
             sh("docker unpause $container 2>/dev/null || :"),
             *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, PORT_FREE, ETC_BACK)),
+            *(mend for name in MENDED_ANYWAY if (mend := BREAKAGES[name].mend)),
             _address_back,
             *(sh(PORT_OPEN.format(port)) for port in (DAEMON_PORT, ENDPOINT_PORT)),
             sh("systemctl kill -s CONT --kill-who=main sparkd || :"),

@@ -44,6 +44,7 @@ class Outcome:
     after_s: float = 0.0  # from the end of the faults
     complaints: list[str] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)  # what came of each strike
+    missed: list[str] = field(default_factory=list)  # those of them that could not be made
     answered: int = 0
     failed: int = 0
     story: str = ""  # the events of both nodes from the first fault on
@@ -59,7 +60,7 @@ class Outcome:
         traffic = f", {self.answered} answered, {self.failed} failed" if self.schedule.traffic else ""
         line = f"{seed}: {self.ended} after {self.after_s:.0f} s ({faults}{traffic})"
         if self.good:
-            return line
+            return "\n  not made: ".join([line, *self.missed])
         wrong = "\n".join(f"  - {complaint}" for complaint in self.complaints)
         struck = "\n".join(self.struck)
         return f"{line}\nWRONG:\n{wrong}\n\n{self.schedule}\n\n{struck}\n\n{self.story}"
@@ -137,6 +138,7 @@ class Ordeal:
             change(self._pair, node)
         except (LabError, OSError) as error:
             came = f" (could not: {str(error).splitlines()[-1][:160]})"
+            self._outcome.missed.append(f"{what}{came}")
         self._outcome.struck.append(f"{at} {what}{came}")
 
     def _resume(self) -> None:
