@@ -1,4 +1,4 @@
-"""What a launch leaves is given back when it serves, and at no other time."""
+"""What a launch leaves is given back phase by phase; what lives when it first serves is counted no more."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import pytest
 
 from sparkd.agent.heap import give_back
 from sparkd.control.node import begin
-from sparkd.control.state import Me
+from sparkd.control.state import Me, NodeState
 from sparkd.model.cluster import Limits
 from sparkd.model.report import Phase
 
 STATE = begin(Me("spark1", 0, ("spark1",), "boot-1", "0.1.0", Limits()))
+
+
+def at(phase: Phase) -> NodeState:
+    return replace(STATE, phase=phase)
 
 
 class Left:
@@ -23,23 +27,44 @@ class Left:
         self.cycle = self
 
 
-@pytest.fixture
-def uncollected() -> Iterator[weakref.ref[Left]]:
+@pytest.fixture(autouse=True)
+def by_ours_alone() -> Iterator[None]:
     gc.collect()
-    gc.disable()  # what is collected is by ours
-    yield weakref.ref(Left())
+    gc.disable()
+    yield
+    gc.unfreeze()
     gc.enable()
 
 
-@pytest.mark.parametrize("phase", [each for each in Phase if each is not Phase.SERVING])
-def test_a_launch_that_serves_gives_back_what_it_left(uncollected: weakref.ref[Left], phase: Phase) -> None:
-    give_back(replace(STATE, phase=phase), replace(STATE, phase=Phase.SERVING))
+@pytest.fixture
+def uncollected() -> weakref.ref[Left]:
+    return weakref.ref(Left())
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_phase_that_ends_gives_back_what_it_left(uncollected: weakref.ref[Left], phase: Phase) -> None:
+    after = Phase.IDLE if phase is Phase.SERVING else Phase.SERVING
+    give_back(at(phase), at(after))
     assert uncollected() is None
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [(Phase.SERVING, Phase.SERVING), (Phase.SERVING, Phase.STOPPING), (Phase.ARMED, Phase.LAUNCHING)]
-)
-def test_nothing_is_held_up_where_it_matters(uncollected: weakref.ref[Left], before: Phase, after: Phase) -> None:
-    give_back(replace(STATE, phase=before), replace(STATE, phase=after))
+@pytest.mark.parametrize("phase", list(Phase))
+def test_within_a_phase_nothing_is_held_up(uncollected: weakref.ref[Left], phase: Phase) -> None:
+    give_back(at(phase), at(phase))
     assert uncollected() is not None
+
+
+def test_only_what_lives_when_it_first_serves_is_counted_no_more() -> None:
+    """What came later can still be collected: nothing grows by being frozen again."""
+    give_back(at(Phase.ARMED), at(Phase.LAUNCHING))
+    assert gc.get_freeze_count() == 0
+    give_back(at(Phase.PROVING), at(Phase.SERVING))
+    frozen = gc.get_freeze_count()
+    assert frozen > 0
+    later = Left()
+    gone = weakref.ref(later)
+    give_back(at(Phase.PROVING), at(Phase.SERVING))
+    assert gc.get_freeze_count() <= frozen  # fewer where one of them went by itself
+    del later
+    give_back(at(Phase.SERVING), at(Phase.STOPPING))
+    assert gone() is None
