@@ -293,7 +293,7 @@ BREAKAGES: dict[str, Breakage] = {
     "frozen": Breakage(lab_fault("frozen", True), lab_fault("frozen", False), lives=1),  # the watchdog
     "disk-full": Breakage(lab_fault("disk-full", True), lab_fault("disk-full", False), lives=1),
     "log-disk-full": Breakage(lab_fault("log-disk-full", True), lab_fault("log-disk-full", False), lives=1),
-    "run-full": Breakage(sh(NO_ROOM.format("/run")), sh(ROOM.format("/run")), lives=1, weight=0.5),
+    "run-full": Breakage(sh(NO_ROOM.format("/run")), sh(ROOM.format("/run")), keeps_daemon_out=True, weight=0.5),
     "shm-full": Breakage(sh(NO_ROOM.format("/dev/shm")), sh(ROOM.format("/dev/shm")), weight=0.5),
     "cores-busy": Breakage(
         sh(
@@ -317,7 +317,8 @@ BREAKAGES: dict[str, Breakage] = {
         for name in ("black-hole", "one-way", "loss", "mtu-mismatch", "no-jumbo-path", "lan-down")
     },
     "address-lost": Breakage(sh("ip address flush dev bond0"), _address_back),
-    "address-twice": Breakage(_peers_address("add"), _peers_address("del"), weight=0.5),
+    # A daemon that begins there is told that this machine is two nodes of the cluster.
+    "address-twice": Breakage(_peers_address("add"), _peers_address("del"), keeps_daemon_out=True, weight=0.5),
     "neighbour-wrong": Breakage(
         _neighbour("replace", "lladdr 02:00:00:00:00:99 nud permanent"), _neighbour("del"), weight=0.5
     ),

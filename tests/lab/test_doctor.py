@@ -12,13 +12,24 @@ from tests.lab.pair import NODES, Pair, wait_for
 RECIPE = "/etc/sparkd/recipes/deepseek-v4-flash.yaml"
 
 
-def test_a_healthy_pair_is_told_to_be_healthy(serving: Pair) -> None:
-    for node in NODES:
-        answer = doctor(serving, node)
-        assert answer["headline"] is None, told(answer)
-        assert len(answer["nodes"]) == 2 and not answer["absent"], told(answer)
-        first = serving.run(node, "sparkd doctor", check=False).splitlines()[0]
-        assert "nothing wrong" in first, first
+@pytest.mark.parametrize("node", NODES)
+def test_a_healthy_pair_is_told_to_be_healthy(serving: Pair, node: str) -> None:
+    answer = wait_for("doctor with time to look", lambda: _unhurried(serving, node), max_s=60)
+    assert answer["headline"] is None, told(answer)
+    assert len(answer["nodes"]) == 2 and not answer["absent"], told(answer)
+    first = wait_for("doctor with time to look", lambda: _unhurried_line(serving, node), max_s=60)
+    assert "nothing wrong" in first, first
+
+
+def _unhurried(pair: Pair, node: str) -> dict[str, Any] | None:
+    """None where a check had no answer in its time: on a machine that others use too that is true, and passes."""
+    answer = doctor(pair, node)
+    return None if answer["headline"] and answer["headline"]["id"] == "doctor.no-answer" else answer
+
+
+def _unhurried_line(pair: Pair, node: str) -> str | None:
+    first = pair.run(node, "sparkd doctor", check=False).splitlines()[0]
+    return None if "had no answer" in first else first
 
 
 def test_a_lost_rank_is_told_while_the_next_launch_is_on_its_way(serving: Pair) -> None:
