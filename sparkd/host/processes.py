@@ -121,13 +121,7 @@ def _user(status: bytes) -> int:
 
 
 def _read(pid: int, name: str, proc: Path) -> bytes:
-    """Empty where the process is gone or its file is not ours to read. Raises OSError where we can open nothing at all."""
-    try:
-        return procfs.read(f"{proc}/{pid}/{name}")
-    except OSError as error:
-        if procfs.ours(error):
-            raise
-        return b""
+    return procfs.read_living(f"{proc}/{pid}/{name}")
 
 
 def _with_inherited_launch(process: EngineProcess, others: Mapping[int, EngineProcess]) -> EngineProcess:

@@ -43,6 +43,16 @@ def ours(error: OSError) -> bool:
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+def read_living(path: str) -> bytes:
+    """A file of a process; empty where that is gone or does not let us look. Raises OSError where the failure is `ours`."""
+    try:
+        return read(path)
+    except OSError as error:
+        if ours(error):
+            raise
+        return b""
+
+
 @dataclass(frozen=True)
 class Stat:
     """What we need of /proc/PID/stat. `start_ticks` (since boot) with the pid names a process for good."""
@@ -60,11 +70,8 @@ class Stat:
 
 def stat(pid: int, proc: Path | str = PROC) -> Stat | None:
     """None when the process is gone. Raises OSError where the failure is `ours`."""
-    try:
-        text = read(f"{proc}/{pid}/stat")
-    except OSError as error:
-        if ours(error):
-            raise
+    text = read_living(f"{proc}/{pid}/stat")
+    if not text:
         return None
     # comm may hold spaces and brackets of its own: it ends at the last bracket
     opened, closed = text.index(b"("), text.rindex(b")")

@@ -347,16 +347,9 @@ BREAKAGES: dict[str, Breakage] = {
 
 # Their ways back do nothing where there is nothing to mend.
 MENDED_ANYWAY = (
-    *(
-        "container-renamed",
-        "container-starved",
-        "sparkd-no-files",
-        "program-away",
-        "sparkd-starved",
-        "run-full",
-        "shm-full",
-    ),
-    *("cores-busy", "hostname-changed", "address-twice", "neighbour-wrong", "link-slow", "daemons-refused"),
+    *("weights-away", "image-untagged", "port-taken", "key-lost", "container-renamed", "container-other", "container-starved"),
+    *("sparkd-no-files", "program-away", "run-full", "shm-full", "cores-busy", "hostname-changed"),
+    *("address-lost", "address-twice", "neighbour-wrong", "link-slow", "daemons-refused", "daemons-cut", "endpoint-cut"),
     *("journald-hung", "dbus-down", "dbus-hung", "events-directory"),
 )
 
@@ -385,10 +378,7 @@ def mend_everything(pair: Pair) -> None:
             sh(f"systemctl kill -s CONT containerd docker; {SHIMS_GO_ON}; pkill -U 0 -CONT '^VLLM::' || :"),
             sh("systemctl start docker.socket docker"),
             sh("docker unpause $container 2>/dev/null || :"),
-            *(sh(way_back) for way_back in (WEIGHTS_BACK, TAGGED, PORT_FREE, ETC_BACK)),
             *(mend for name in MENDED_ANYWAY if (mend := BREAKAGES[name].mend)),
-            _address_back,
-            *(sh(PORT_OPEN.format(port)) for port in (DAEMON_PORT, ENDPOINT_PORT)),
             sh("systemctl kill -s CONT --kill-who=main sparkd || :"),
             sh("systemctl start --no-block sparkd"),
         ):

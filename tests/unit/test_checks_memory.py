@@ -202,9 +202,8 @@ def test_kills_for_want_of_memory_are_told_as_this_kernel_counts_them(tmp_path: 
         (None, "unknown", "this kernel does not count its kills (/proc/vmstat has no oom_kill)"),
     ],
 )
-def test_kills_on_a_host_without_the_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int | None, verdict: str, says: str
-) -> None:
-    monkeypatch.setattr(vm, "counters", lambda: {} if kills is None else {"oom_kill": kills})
-    found = asked(memory.oom_kills, node(tmp_path, CLEAN))
+def test_kills_on_a_host_without_the_container(tmp_path: Path, kills: int | None, verdict: str, says: str) -> None:
+    here = node(tmp_path, CLEAN)
+    given(here, memory.kernel_counters, {} if kills is None else {"oom_kill": kills})
+    found = asked(memory.oom_kills, here)
     assert (found.verdict.value, found.says) == (verdict, says)

@@ -59,6 +59,11 @@ def _gib(amount: int) -> str:
 # --- enough for a launch --------------------------------------------------------------------------
 
 
+@fact
+def kernel_counters(facts: Facts) -> dict[str, int]:
+    return vm.counters()
+
+
 @check(
     "memory.short",
     layer=Layer.MEMORY,
@@ -261,7 +266,7 @@ def cma(facts: Facts) -> Answers:
     after=("docker.unreachable",),
 )
 def oom_kills(facts: Facts) -> Answers:
-    total = vm.counters().get("oom_kill")
+    total = kernel_counters(facts).get("oom_kill")
     state = container(facts)
     group = pressure.memory_group(state.pid) if state is not None and state.running and state.pid else None
     name = facts.plan.container.name
