@@ -36,7 +36,6 @@ from sparkd.control.state import (
     Reload,
     Save,
     Start,
-    Started,
     Stop,
     Tell,
     Tick,
@@ -49,7 +48,7 @@ from sparkd.model.report import Saved
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SAVE_AGAIN_S = 5.0  # after the disk refused the state
+SETTLE_S = 5.0  # between looks whether all that must be on disk is
 TICK_S = 1.0  # the longest time between two turns: time-outs are noticed with this precision
 
 
@@ -80,9 +79,8 @@ class Agent:
         self._asking = ThreadPoolExecutor(2, "ask")
         self._notifier = sdnotify.SystemdNotifier()
         self._status = ""
-        self._unsaved: Saved | None = None  # what the disk did not take
-        self._save_at = 0.0
-        self._refused = False  # and it was said
+        self._settle_at = 0.0
+        self._refused = False  # the disk did not take the state, and it was said
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references
 
     # --- what the sources use ---
@@ -109,8 +107,6 @@ class Agent:
 
     async def run(self, first: Event, stop: asyncio.Event) -> None:
         """Turn until `stop` is set. The engine is left alone when the daemon ends (invariant 8)."""
-        if isinstance(first, Started) and self._store.is_beside():
-            self._unsaved = first.saved  # what the last life of the daemon could not save either
         self.turn(first)
         self._notifier.notify("READY=1")
         stopping = asyncio.create_task(stop.wait())
@@ -136,14 +132,26 @@ class Agent:
         self.state, actions = control.step(before, event, now)
         for action in actions:
             self._carry_out(action)
-        if self._unsaved is not None and now >= self._save_at:
-            self._save(self._unsaved)
+        if now >= self._settle_at:
+            self._settle_at = now + SETTLE_S
+            self.settle()
         for follow in self.on_turn:
             follow(before, self.state)
         self._tell_systemd(telling.reason(self.state, now))
 
     def note(self, id: str, says: str, *, alarm: bool = False) -> None:
         self.journal.add(id, says, epoch=self.state.epoch, phase=self.state.phase, alarm=alarm)
+
+    def settle(self) -> None:
+        """What is kept on disk is there, or it was said that it is not. Nothing waits for it: what runs is in /proc."""
+        try:
+            gone = self._store.settle()
+        except OSError as error:
+            self._unsaved(error)
+            return
+        self._is_saved()
+        if gone:
+            self.note("state.lost", f"{' and '.join(gone)} had gone from the disk: written again", alarm=True)
 
     def _tell_systemd(self, status: str) -> None:
         message = "WATCHDOG=1" if "WATCHDOG_USEC" in os.environ else ""
@@ -183,19 +191,23 @@ class Agent:
                 assert_never(action)
 
     def _save(self, saved: Saved) -> None:
-        """A disk that refuses is said once and tried again: what runs is found in /proc, so nothing waits for it."""
         try:
             self._store.save(saved)
         except OSError as error:
-            if not self._refused:
-                says = f"the state could not be saved ({error}): it is kept in /run, and a reboot would forget it"
-                self.note("state.not-saved", says, alarm=True)
-            self._unsaved, self._save_at, self._refused = saved, monotonic() + SAVE_AGAIN_S, True
+            self._unsaved(error)
         else:
-            self._unsaved = None
-            if self._refused:
-                self._refused = False
-                self.note("state.saved", "the state is on disk again")
+            self._is_saved()
+
+    def _unsaved(self, error: OSError) -> None:
+        if not self._refused:
+            self._refused = True
+            says = f"the state could not be saved ({error}): it is kept in /run, and a reboot would forget it"
+            self.note("state.not-saved", says, alarm=True)
+
+    def _is_saved(self) -> None:
+        if self._refused:
+            self._refused = False
+            self.note("state.saved", "the state is on disk again")
 
     def _reload(self, generation: int) -> None:
         try:

@@ -15,10 +15,10 @@ from sparkd import __version__
 from sparkd.agent import heap, view
 from sparkd.agent.asked import Clean, Events, Intent, Throughput, told
 from sparkd.agent.baselines import BaselineWriter
-from sparkd.agent.descriptors import Descriptors
 from sparkd.agent.effects import Effects
 from sparkd.agent.engine_log import EngineLogLimit
 from sparkd.agent.exchange import HeadExchange, WorkerExchange
+from sparkd.agent.fresh_start import FreshStart
 from sparkd.agent.journal import Journal
 from sparkd.agent.loop import Agent
 from sparkd.agent.ourselves import Ourselves
@@ -109,7 +109,9 @@ class Daemon:
         if plan is not None and first.saved is not None and first.saved.launch_epoch in first.intact:
             self._effects.adopt_plan(plan)
             self._effects.notice_files()
-        self._agent.on_turn += [heap.give_back, Descriptors(self._agent.note).follow]
+        directories = (self._paths.state, self._paths.runtime, self._paths.logs)
+        fresh_start = FreshStart(self._agent.note, self._agent.settle, directories)
+        self._agent.on_turn += [heap.give_back, fresh_start.follow]
         self._agent.note(
             "agent.started", f"sparkd {__version__} on {self._me.node}, rank {self._me.rank} of {len(self._me.names)}"
         )

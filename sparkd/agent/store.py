@@ -1,7 +1,8 @@
 """What must survive a restart, written atomically: either the old file or the new one, never half of one.
 
 A state directory that takes nothing (a full disk) is no reason to stop serving, nor to forget at the daemon's next start
-what runs: what it refuses is kept in /run until it takes it again. Only a reboot forgets that.
+what runs: what it refuses is kept in /run until it takes it again. Only a reboot forgets that. What somebody takes away
+under the running daemon is written again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import logging
 import math
+import threading
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,6 +58,9 @@ class Store:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self.complaints: list[str] = []  # what could not be read, for the events
+        self._texts: dict[Path, str] = {}  # what must be on disk
+        self._refused: set[Path] = set()  # of which this lies in /run, if anywhere
+        self._writing = threading.Lock()  # the plan is saved by a step, in its lane
 
     def load(self) -> Saved | None:
         return self._load(self._paths.saved, Saved)
@@ -64,9 +69,15 @@ class Store:
         """Raises OSError where it is not on disk: then it is in /run, if anywhere."""
         self._save(self._paths.saved, saved.model_dump_json(indent=1))
 
-    def is_beside(self) -> bool:
-        """Whether the state lies in /run, because the disk refused it."""
-        return (self._paths.runtime / self._paths.saved.name).exists()
+    def settle(self) -> list[str]:
+        """Write again what the disk had refused and what is gone from it: the names of the latter. Raises OSError."""
+        with self._writing:
+            refused = tuple(self._refused)
+            gone = [path for path in self._texts if path not in refused and not path.is_file()]
+            refusals = [error for path in (*refused, *gone) if (error := self._put(path)) is not None]
+        if refusals:
+            raise refusals[0]
+        return [path.name for path in gone]
 
     def load_plan(self) -> ClusterPlan | None:
         """The plan that the last launch ran: an adopted engine is compared with this one."""
@@ -89,22 +100,37 @@ class Store:
         write_atomically(self._paths.learned, json.dumps(durations))
 
     def _save(self, path: Path, text: str) -> None:
+        with self._writing:
+            self._texts[path] = text
+            refusal = self._put(path)
+        if refusal is not None:
+            raise refusal
+
+    def _put(self, path: Path) -> OSError | None:
+        """On disk or, with the reason why not, in /run."""
         beside = self._paths.runtime / path.name
         try:
-            write_atomically(path, text)
-        except OSError:
+            write_atomically(path, self._texts[path])
+        except OSError as error:
+            self._refused.add(path)
             with contextlib.suppress(OSError):  # the first error is the one to tell
-                write_atomically(beside, text)
-            raise
+                write_atomically(beside, self._texts[path])
+            return error
+        self._refused.discard(path)
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+        return None
 
     def _load(self, path: Path, model: type[Model]) -> Model | None:
         """What is in /run is newer: it is there only while the disk does not take it."""
-        for place in (self._paths.runtime / path.name, path):
+        beside = self._paths.runtime / path.name
+        for place in (beside, path):
             value, complaint = _read(place, model)
             if complaint:
                 self.complaints.append(complaint)
             if value is not None:
+                self._texts[path] = value.model_dump_json()
+                if place is beside:
+                    self._refused.add(path)
                 return value
         return None

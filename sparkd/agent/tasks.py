@@ -31,7 +31,7 @@ async def unfailing(what: str, begin: Callable[[], Coroutine[Any, Any, None]]) -
 
 
 def is_want(error: BaseException | None) -> bool:
-    """The daemon has no descriptor or memory left: no fault of whoever met it (agent/descriptors.py)."""
+    """The daemon has no descriptor or memory left: no fault of whoever met it (agent/fresh_start.py)."""
     return isinstance(error, OSError) and procfs.ours(error)
 
 

@@ -7,11 +7,22 @@ from typing import Any
 
 from tests.lab.pair import Pair
 
+ASKED_MAX = 3
+
 
 def doctor(pair: Pair, node: str, *arguments: str, max_s: float = 30) -> dict[str, Any]:
-    """What it says; asked once more where the other node did not answer, as when the machine is too busy to in time."""
-    answer = _doctor(pair, node, *arguments, max_s=max_s)
-    return _doctor(pair, node, *arguments, max_s=max_s) if answer["absent"] else answer
+    """What it says; asked again where the other node or a check had no answer in its time: on a machine that others use
+    too that is true, and passes. What is there to stay is in the last answer as well."""
+    for _ in range(ASKED_MAX - 1):
+        answer = _doctor(pair, node, *arguments, max_s=max_s)
+        if not _is_hurried(answer):
+            return answer
+    return _doctor(pair, node, *arguments, max_s=max_s)
+
+
+def _is_hurried(answer: dict[str, Any]) -> bool:
+    found = [finding["id"] for node in answer["nodes"] for finding in node["findings"]]
+    return bool(answer["absent"]) or "doctor.no-answer" in found
 
 
 def _doctor(pair: Pair, node: str, *arguments: str, max_s: float) -> dict[str, Any]:

@@ -281,6 +281,10 @@ BREAKAGES: dict[str, Breakage] = {
     "all-state-lost": Breakage(_state(f"rm -rf {STATE}/*"), lives=1),
     "runtime-lost": Breakage(sh("rm -rf /run/sparkd/*"), weight=0.5),
     "engine-logs-lost": Breakage(sh("rm -rf /var/log/sparkd/engine"), weight=0.5),
+    **{  # with the directory itself, which only a fresh start of the daemon gives back
+        f"{name}-removed": Breakage(sh(f"rm -rf {directory}"), lives=1, weight=0.5)
+        for name, directory in (("state", STATE), ("runtime", "/run/sparkd"), ("logs", "/var/log/sparkd"))
+    },
     "key-lost": Breakage(_etc("cluster.key", "rm -f"), sh(ETC_BACK), keeps_daemon_out=True, weight=0.5),
     "key-other": Breakage(_etc("cluster.key", OTHER_KEY), sh(ETC_BACK), lives=2, weight=0.5),
     "configuration-broken": Breakage(

@@ -36,7 +36,7 @@ def test_a_state_that_cannot_be_saved_is_said_once_and_saved_when_it_can_be(tmp_
         agent.turn(Started(None, (), ()))
         for epoch in range(3, 9):
             agent.turn(Told(Intent(run=bool(epoch % 2), epoch=epoch, gate=Gate.ENDED)))
-            agent._save_at = 0.0
+            agent._settle_at = 0.0
             agent.turn(Tick())
         assert said(agent).count("state.not-saved") == 1
         assert "state.saved" not in said(agent)
@@ -44,7 +44,7 @@ def test_a_state_that_cannot_be_saved_is_said_once_and_saved_when_it_can_be(tmp_
         assert kept is not None and kept.boot_id == ME.boot_id  # in /run
 
         paths.state.unlink()
-        agent._save_at = 0.0
+        agent._settle_at = 0.0
         agent.turn(Tick())
         assert said(agent)[-1] == "state.saved"
         assert paths.saved.exists() and not (paths.runtime / "state.json").exists()
@@ -69,7 +69,7 @@ def test_what_the_last_life_could_not_save_is_saved_by_the_next(tmp_path: Path) 
         paths.state.unlink()
         stop.set()
         await agent.run(Started(store.load(), (), ()), stop)
-        assert paths.saved.exists() and not store.is_beside()
+        assert paths.saved.exists() and not (paths.runtime / "state.json").exists()
 
     asyncio.run(test())
 

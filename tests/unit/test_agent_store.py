@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,34 @@ def test_a_corrupt_file_is_set_aside_and_told(paths: Paths, content: bytes) -> N
     assert (paths.state / "state.json.corrupt").read_bytes() == content
     store.save(Saved(epoch=3))
     assert Store(paths).load() == Saved(epoch=3)
+
+
+def test_what_is_taken_away_under_the_daemon_is_written_again(paths: Paths) -> None:
+    store = Store(paths)
+    assert store.settle() == []
+    store.save(Saved(epoch=3))
+    store.save(Saved(epoch=4))
+    assert store.settle() == []
+    shutil.rmtree(paths.state)
+    assert store.settle() == ["state.json"]
+    assert Store(paths).load() == Saved(epoch=4)
+    later = Store(paths)
+    later.load()
+    paths.saved.unlink()
+    assert later.settle() == ["state.json"], "what was only loaded is kept as well"
+
+
+def test_a_directory_that_cannot_be_made_again_leaves_the_state_in_run(paths: Paths) -> None:
+    store = Store(paths)
+    store.save(Saved(epoch=4))
+    shutil.rmtree(paths.state)
+    paths.state.write_text("no directory")
+    with pytest.raises(OSError):
+        store.settle()
+    paths.state.unlink()
+    later = Store(paths)
+    assert later.load() == Saved(epoch=4)
+    assert later.settle() == [] and paths.saved.is_file() and not (paths.runtime / "state.json").exists()
 
 
 def test_fields_of_a_newer_version_are_ignored(paths: Paths) -> None:

@@ -1,4 +1,4 @@
-"""Without a descriptor left: the daemon ends with its reason, and nobody is taken for dead meanwhile."""
+"""In want of what only a fresh start gives: the daemon ends with its reason, and nobody is taken for dead meanwhile."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparkd.agent.descriptors import FULL_MAX_S, Descriptors
+from sparkd.agent.fresh_start import BORNE_MAX_S, FreshStart
 from sparkd.control.node import begin
 from sparkd.control.state import Me
 from sparkd.host import processes, procfs
@@ -50,30 +50,41 @@ def exhausted(*, left: int = 0) -> Iterator[list[int]]:
 class Turning:
     """The turns of a daemon's loop, at times of our own."""
 
+    directories: tuple[Path, ...]
     now: float = 100.0
     noted: list[tuple[str, str]] = field(default_factory=list)
+    settled: int = 0
 
     def __post_init__(self) -> None:
-        self.descriptors = Descriptors(lambda id, says, *, alarm: self.noted.append((id, says)), clock=lambda: self.now)
+        self.fresh_start = FreshStart(self.note, self.settle, self.directories, clock=lambda: self.now)
+
+    def note(self, id: str, says: str, *, alarm: bool) -> None:
+        self.noted.append((id, says))
+
+    def settle(self) -> None:
+        assert not self.noted, "what is told may be written to the state directory too"
+        self.settled += 1
 
     def turn(self, after_s: float) -> None:
         self.now += after_s
-        self.descriptors.follow(STATE, STATE)
+        self.fresh_start.follow(STATE, STATE)
 
 
 @pytest.fixture
-def loop() -> Turning:
-    return Turning()
+def loop(tmp_path: Path) -> Turning:
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir()
+    return Turning((tmp_path / "state", tmp_path / "run", tmp_path / "never there"))
 
 
 def test_the_daemon_ends_when_it_can_open_nothing_for_long(loop: Turning) -> None:
     loop.turn(1)
     with exhausted():
         for _ in range(3):
-            loop.turn(FULL_MAX_S / 3)
+            loop.turn(BORNE_MAX_S / 3)
         assert not loop.noted
         with pytest.raises(SparkdError, match=r"all \d+ descriptors of the daemon are in use \(.*\d+ /dev/null"):
-            loop.turn(FULL_MAX_S / 3)
+            loop.turn(BORNE_MAX_S / 3)
     (noted,) = loop.noted
     assert noted[0] == "agent.no-descriptors" and "the engine is left as it is" in noted[1]
 
@@ -82,10 +93,35 @@ def test_a_burst_is_borne(loop: Turning) -> None:
     with exhausted() as taken:
         for _ in range(2):
             for _ in range(3):
-                loop.turn(FULL_MAX_S / 3)
+                loop.turn(BORNE_MAX_S / 3)
             os.close(taken.pop())
-            loop.turn(FULL_MAX_S)
+            loop.turn(BORNE_MAX_S)
             taken.append(os.open(os.devnull, os.O_RDONLY))
+    assert not loop.noted
+
+
+def test_a_directory_that_was_removed_ends_the_daemon_which_saves_first(loop: Turning) -> None:
+    state, run, _ = loop.directories
+    loop.turn(1)
+    state.rmdir()
+    run.rmdir()
+    loop.turn(1)
+    run.mkdir()  # as the control socket's keeper does
+    loop.turn(BORNE_MAX_S - 1)
+    assert not loop.noted
+    with pytest.raises(SparkdError, match=f"^{state} was removed under the daemon"):
+        loop.turn(1)
+    (noted,) = loop.noted
+    assert noted[0] == "agent.directory-gone" and loop.settled == 1
+
+
+def test_a_directory_that_comes_back_is_borne(loop: Turning) -> None:
+    state, *_ = loop.directories
+    for _ in range(3):
+        state.rmdir()
+        loop.turn(BORNE_MAX_S)
+        state.mkdir()
+        loop.turn(BORNE_MAX_S)
     assert not loop.noted
 
 
