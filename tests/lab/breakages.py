@@ -170,6 +170,10 @@ time.sleep(600)'"""
 CONTAINER_OTHER = """image=$(docker inspect -f '{{.Config.Image}}' $container); docker rm -f $container
 docker run -d --name $container --label lab-other= --entrypoint /bin/sleep $image 3600"""
 CONTAINER_GONE = "docker ps -aqf label=lab-other | xargs -r docker rm -f"
+UNIT_DROP_IN = "/run/systemd/system/sparkd-engine.service.d/lab-broken.conf"
+UNIT_BROKEN = f"""mkdir -p $(dirname {UNIT_DROP_IN}); printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n' >{UNIT_DROP_IN}
+systemctl daemon-reload"""
+UNIT_WHOLE = f"test ! -e {UNIT_DROP_IN} || {{ rm {UNIT_DROP_IN}; systemctl daemon-reload; }}"
 LIMITS_BACK = """file=/run/systemd/system/sparkd.service.d/lab-limits.conf; test ! -e $file || {
 rm $file; systemctl daemon-reload; systemctl restart sparkd; }"""
 PROGRAM_BACK = "test ! -e /opt/sparkd.away || { mv /opt/sparkd.away /opt/sparkd; systemctl restart sparkd; }"
@@ -177,6 +181,20 @@ DISTURBER = "systemctl stop lab-disturber 2>/dev/null || :"
 # A tmpfs is full when it is made as small as what lies in it.
 NO_ROOM = "mount -o remount,size=$(df --output=used -k {0} | tail -1)k {0}"
 ROOM = "mount -o remount,size=2g {0}"
+
+# The engines' own connections alone: the daemons go on hearing each other.
+ENGINES = f"INPUT -i bond0 -p tcp -m multiport ! --ports {DAEMON_PORT}"
+ENGINES_CUT = f"iptables -w -I {ENGINES} -j DROP"
+ENGINES_OPEN = f"while iptables -w -D {ENGINES} -j DROP 2>/dev/null; do :; done"
+# More than it computes at once, of clients without patience: each asks, goes away, and comes again.
+CROWD = f"""systemd-run --collect --quiet --unit=lab-crowd bash -c 'for i in $(seq 60); do while :; do
+curl -s -m 5 -o /dev/null -d "{{\\"model\\": \\"deepseek-v4-flash\\", \\"prompt\\": \\"count\\", \\"max_tokens\\": 200}}" \
+-H "Content-Type: application/json" http://$(hostname -I | tr " " "\\n" | grep ^192):{ENDPOINT_PORT}/v1/completions || sleep 0.2
+done & done; wait'"""
+NOBODY = "systemctl stop lab-crowd 2>/dev/null || :"
+SHARD = f"f=$(find {MODELS} -maxdepth 2 -name '*.safetensors*' | sort | head -1)"
+SHARD_CUT = f'{SHARD}; test -e "$f.whole" || cp -a "$f" "$f.whole"; truncate -s -1 "$f"'
+SHARD_WHOLE = f"for f in $(find {MODELS} -maxdepth 2 -name '*.whole'); do mv \"$f\" \"${{f%.whole}}\"; done"
 
 WEIGHTS_AWAY = f'set -- $(find {MODELS} -maxdepth 2 -name \'*.safetensors\' | sort | tail -1); mv "$1" "$1.away"'
 WEIGHTS_BACK = f'for f in $(find {MODELS} -maxdepth 2 -name \'*.away\'); do mv "$f" "${{f%.away}}"; done'
@@ -205,6 +223,7 @@ BREAKAGES: dict[str, Breakage] = {
         sh("docker rename $container lab-renamed"), sh("docker rm -f lab-renamed 2>/dev/null || :"), weight=0.5
     ),
     "container-other": Breakage(sh(CONTAINER_OTHER), sh(CONTAINER_GONE), weight=0.5),
+    "script-lost": Breakage(sh("docker exec $container bash -c 'rm -f /workspace/*.sh'"), weight=0.5),
     "container-starved": Breakage(
         sh("docker update --memory 32m --memory-swap 32m $container"),
         sh("docker update --memory 16g --memory-swap 16g $container || :"),
@@ -252,6 +271,7 @@ BREAKAGES: dict[str, Breakage] = {
         weight=0.5,
     ),
     "engine-unit-stopped": Breakage(sh("systemctl stop sparkd-engine")),
+    "engine-unit-broken": Breakage(sh(UNIT_BROKEN), sh(UNIT_WHOLE), weight=0.5),
     "engine-unit-killed": Breakage(sh("systemctl kill -s KILL sparkd-engine")),
     "journald-restart": Breakage(sh("systemctl restart systemd-journald"), weight=0.5),
     "journald-kill": Breakage(sh("systemctl kill -s KILL systemd-journald"), weight=0.5),
@@ -314,6 +334,7 @@ BREAKAGES: dict[str, Breakage] = {
     "stale-worker": Breakage(lab_fault("stale-worker", True), lab_fault("stale-worker", False)),
     "shm-leftovers": Breakage(lab_fault("shm-leftovers", True), lab_fault("shm-leftovers", False)),
     "weights-away": Breakage(sh(WEIGHTS_AWAY), sh(WEIGHTS_BACK), weight=0.5),
+    "shard-cut": Breakage(sh(SHARD_CUT), sh(SHARD_WHOLE), weight=0.5),
     # the link
     "link-down": Breakage(_link(False), _link(True), weight=2),
     **{
@@ -327,11 +348,13 @@ BREAKAGES: dict[str, Breakage] = {
         _neighbour("replace", "lladdr 02:00:00:00:00:99 nud permanent"), _neighbour("del"), weight=0.5
     ),
     "link-slow": Breakage(
-        sh("tc qdisc replace dev bond0 root netem delay 700ms 200ms"),
+        sh("tc qdisc replace dev bond0 root tbf rate 128kbit burst 10kb latency 2s"),
         sh("tc qdisc del dev bond0 root 2>/dev/null || :"),
         weight=0.5,
     ),
     "link-flapping": Breakage(_flapping, weight=0.5),
+    "engines-cut": Breakage(sh(ENGINES_CUT), sh(ENGINES_OPEN)),
+    "crowd": Breakage(sh(CROWD), sh(NOBODY), nodes=NODES[:1], weight=0.5),
     "daemons-refused": Breakage(sh(PORT_REFUSED.format(DAEMON_PORT)), sh(PORT_TAKES.format(DAEMON_PORT)), weight=0.5),
     "daemons-cut": Breakage(sh(PORT_CUT.format(DAEMON_PORT)), sh(PORT_OPEN.format(DAEMON_PORT))),
     "endpoint-cut": Breakage(sh(PORT_CUT.format(ENDPOINT_PORT)), sh(PORT_OPEN.format(ENDPOINT_PORT)), nodes=NODES[:1]),
@@ -354,7 +377,7 @@ MENDED_ANYWAY = (
     *("weights-away", "image-untagged", "port-taken", "key-lost", "container-renamed", "container-other", "container-starved"),
     *("sparkd-no-files", "program-away", "run-full", "shm-full", "cores-busy", "hostname-changed"),
     *("address-lost", "address-twice", "neighbour-wrong", "link-slow", "daemons-refused", "daemons-cut", "endpoint-cut"),
-    *("journald-hung", "dbus-down", "dbus-hung", "events-directory"),
+    *("journald-hung", "dbus-down", "dbus-hung", "events-directory", "engine-unit-broken", "shard-cut", "engines-cut", "crowd"),
 )
 
 
