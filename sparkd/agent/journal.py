@@ -62,8 +62,10 @@ class Journal:
             line = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
             try:
                 append_whole(self._path, line)
-            except PermissionError:  # somebody else's file: root without CAP_DAC_OVERRIDE may only put it aside
-                self._path.replace(self._path.with_name(self._path.name + ".1"))
+            except (PermissionError, IsADirectoryError) as error:
+                # Somebody else's: root without CAP_DAC_OVERRIDE may only put it aside, a file as the older half.
+                aside = ".corrupt" if isinstance(error, IsADirectoryError) else ".1"
+                self._path.replace(self._path.with_name(self._path.name + aside))
                 append_whole(self._path, line)
             self._disk_complained = False
         except OSError as error:

@@ -112,7 +112,9 @@ def _holders(inodes: Iterable[int], proc: Path) -> dict[int, list[int]]:
     for pid in sorted(procfs.pids(proc)):
         try:
             held = {wanted[target] for _, target in procfs.descriptors(pid, proc) if target in wanted}
-        except OSError:
+        except OSError as error:
+            if procfs.ours(error):
+                raise
             continue  # gone, or not ours to look into
         for inode in held:
             holders.setdefault(inode, []).append(pid)
@@ -121,10 +123,7 @@ def _holders(inodes: Iterable[int], proc: Path) -> dict[int, list[int]]:
 
 def _name(pid: int, proc: Path) -> str:
     """What `ps` would call it: the title where the process gave itself one, else its comm."""
-    try:
-        title = os.fsdecode(procfs.read(f"{proc}/{pid}/cmdline").partition(b"\0")[0])
-    except OSError:
-        return "?"
+    title = os.fsdecode(procfs.read_living(f"{proc}/{pid}/cmdline").partition(b"\0")[0])
     if title and "/" not in title and "::" in title:
         return title
     about = procfs.stat(pid, proc)

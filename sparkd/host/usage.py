@@ -37,10 +37,9 @@ def everybody(proc: Path = procfs.PROC) -> list[Usage]:
 
 
 def usage(pid: int, proc: Path | str = procfs.PROC) -> Usage | None:
-    """None when the process is gone."""
-    try:
-        text = procfs.read(f"{proc}/{pid}/status").decode("utf-8", "replace")
-    except OSError:
+    """None when the process is gone. Raises OSError where the failure is our own (`procfs.ours`)."""
+    text = procfs.read_living(f"{proc}/{pid}/status").decode("utf-8", "replace")
+    if not text:
         return None
     fields = dict(line.partition(":\t")[::2] for line in text.splitlines())
     pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)

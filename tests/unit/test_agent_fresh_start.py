@@ -14,7 +14,7 @@ import pytest
 from sparkd.agent.fresh_start import BORNE_MAX_S, FreshStart
 from sparkd.control.node import begin
 from sparkd.control.state import Me
-from sparkd.host import processes, procfs
+from sparkd.host import ports, processes, procfs, usage
 from sparkd.host.processes import EngineProcess
 from sparkd.model.cluster import Limits
 from sparkd.model.errors import SparkdError
@@ -135,7 +135,10 @@ def test_who_lives_is_not_taken_for_dead() -> None:
     """With none left nothing can be read; with one left a process can be opened and not compared."""
     one = ourselves()
     with exhausted():
-        for look in (lambda: procfs.stat(one.pid), processes.engine_processes, lambda: processes.open_pidfd(one)):
+        for look in (
+            *(lambda: procfs.stat(one.pid), processes.engine_processes, lambda: processes.open_pidfd(one)),
+            *(lambda: usage.usage(one.pid), usage.everybody, lambda: ports.listeners([22])),
+        ):
             with pytest.raises(OSError, match="Too many open files") as raised:
                 look()
             assert procfs.ours(raised.value)

@@ -195,6 +195,16 @@ def test_a_full_disk_cuts_no_event_in_half(full: Path) -> None:
     assert len(journal.last(200)) == 101  # in memory nothing was lost
 
 
+def test_a_directory_in_the_place_of_the_events_is_put_aside(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    (file / "of somebody").mkdir(parents=True)
+    journal = Journal(file)
+    for number in range(2):
+        journal.add("phase", f"event {number}", epoch=number, phase="idle")
+    assert [record["says"] for record in Journal(file).last(10)] == ["event 0", "event 1"]
+    assert (tmp_path / "events.jsonl.corrupt/of somebody").is_dir()
+
+
 RUBBISH = [os.urandom(5000), b"", b"{}\n", b"[" * 100_000, b'{"says": 1, "id": [], "at": 0}\n', b"\xff" * 10, b"null\n"]
 
 

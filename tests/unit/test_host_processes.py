@@ -29,17 +29,19 @@ import os, signal, subprocess, sys, time
 title = os.environ["TITLE"]
 hide = ["env", "-u", "SPARKD_LAUNCH_ID"] if "HIDDEN" in os.environ else []
 trap = "trap '' TERM; " if "DEAF" in os.environ else ""
-heard = 0
+heard, child = 0, None
 def term(*_):
     global heard
     heard += 1
-    if heard > int(os.environ.get("IGNORED", "0")):
+    if child is not None and heard > int(os.environ.get("IGNORED", "0")):
         child.kill()
         child.wait()
         if "LINGERS" not in os.environ:
             sys.exit(130)
 signal.signal(signal.SIGTERM, term)  # before the child: who sees that one knows that this one listens
 child = subprocess.Popen([*hide, "bash", "-c", f"{trap}exec -a {title} sleep 300"])
+if heard > int(os.environ.get("IGNORED", "0")):  # it is seen, and its end asked for, before we know of it
+    term()
 if "TRACKER" in os.environ:
     tracker = subprocess.Popen([os.environ["TRACKER"]], stdin=subprocess.PIPE)
 while True:
