@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sim.world import World
 
 QUICK_S = 0.003
+TURN_S = 1e-6  # at least, of a daemon's loop
 CONNECT_S = 2.0
 ANSWER_S = 3.0  # beyond the hold
 AGAIN_S = 0.5
@@ -281,7 +282,7 @@ class Messages:
     def _report(self, host: Host) -> Report:
         """Stamped when it was first said: what did not change is the same word."""
         assert host.state is not None
-        now = self.world.clock(host)
+        now = self._stamp(host)
         content = telling.REPORTED_FROM(host.state), serving.own_vitals(host.state, now)
         if host.said is None or host.said[0] != content:
             host.said = content, telling.report_now(host.state, now)
@@ -291,7 +292,13 @@ class Messages:
     def _intent(self, head: Host) -> Intent:
         assert head.state is not None
         if head.said is None or head.said[0] is not head.state.intent:
-            intent = head.state.intent.model_copy(update={"at": self.world.clock(head)})
+            intent = head.state.intent.model_copy(update={"at": self._stamp(head)})
             head.said = head.state.intent, intent
         assert isinstance(head.said[1], Intent)
         return head.said[1]
+
+    def _stamp(self, host: Host) -> float:
+        """When it says what it says. The world stands still while a daemon takes its turns; a real clock has gone on between
+        two words."""
+        now = self.world.clock(host)
+        return now if host.said is None else max(now, host.said[1].at + TURN_S)
