@@ -17,10 +17,11 @@ no. With anything unknown it takes `hang_blind_max_s`, beyond the longest step t
 the clock anew, up to `work_max_s`.
 
 Sources: healthy decode takes about 45 W, a silent spin shows 95 % at 13 to 27 W with frozen counters (GB10, FIELD.md 9).
-That gauges move in a prefill is read in vLLM's source (see `Counters`); no field recording is long enough to show it. A chunk
-of 16,384 tokens takes a GB10 about 20 s at 800 tokens/s: between two movements there is room for doubt, not for a verdict.
-Tensor parallel ranks exchange every layer's activations for every token: megabytes a second at one token a second of a large
-model, while the daemons' own exchange is a few KiB.
+That the cache's gauge moves with each chunk of a prefill was read in vLLM's source (see `Counters`) and seen with its CPU
+build (docs/real-engine.md); no recording of a GB10 is long enough to show it. A chunk of 16,384 tokens takes a GB10 about
+20 s at 800 tokens/s: between two movements there is room for doubt, not for a verdict. Tensor parallel ranks exchange every
+layer's activations for every token: megabytes a second at one token a second of a large model, while the daemons' own
+exchange is a few KiB.
 """
 
 from __future__ import annotations
