@@ -43,14 +43,14 @@ class FreshStart:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._note, self._settle, self._clock = note, settle, clock
-        self._directories = [directory for directory in directories if directory.is_dir()]
+        self._directories = [directory for directory in directories if not _is_gone(directory)]
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)  # given back when nothing else can be opened
         self._since: float | None = None
 
     def follow(self, before: NodeState, after: NodeState) -> None:
         """Raises SparkdError, which ends the daemon, when it has been in want for BORNE_MAX_S."""
         is_full = _is_full(self._spare)
-        gone = [directory for directory in self._directories if not directory.is_dir()]
+        gone = [directory for directory in self._directories if _is_gone(directory)]
         if not is_full and not gone:
             self._since = None
             return
@@ -64,6 +64,17 @@ class FreshStart:
         want = _no_descriptors() if is_full else _no_directory(gone)
         self._note(want.id, f"{want.says}; it ends and is started anew, the engine is left as it is", alarm=True)
         raise SparkdError(want.says, hint=want.hint)
+
+
+def _is_gone(directory: Path) -> bool:
+    """Not so where it cannot be looked at: no start mends a sick disk."""
+    try:
+        directory.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_full(spare: int) -> bool:

@@ -125,6 +125,14 @@ def test_a_directory_that_comes_back_is_borne(loop: Turning) -> None:
     assert not loop.noted
 
 
+def test_a_directory_that_cannot_be_looked_at_is_not_gone(tmp_path: Path) -> None:
+    """A name that is too long is refused by the kernel as a sick disk refuses: with an error of its own."""
+    loop = Turning((tmp_path / ("x" * 300),))
+    for _ in range(3):
+        loop.turn(BORNE_MAX_S)
+    assert not loop.noted
+
+
 def ourselves() -> EngineProcess:
     about = procfs.stat(os.getpid())
     assert about is not None
