@@ -192,8 +192,9 @@ curl -s -m 5 -o /dev/null -d "{{\\"model\\": \\"deepseek-v4-flash\\", \\"prompt\
 -H "Content-Type: application/json" http://$(hostname -I | tr " " "\\n" | grep ^192):{ENDPOINT_PORT}/v1/completions || sleep 0.2
 done & done; wait'"""
 NOBODY = "systemctl stop lab-crowd 2>/dev/null || :"
-SHARD = f"f=$(find {MODELS} -maxdepth 2 -name '*.safetensors*' | sort | head -1)"
-SHARD_CUT = f'{SHARD}; test -e "$f.whole" || cp -a "$f" "$f.whole"; truncate -s -1 "$f"'
+# The first of many shards: weights-away takes the last, and each puts back its own.
+SHARD_CUT = f"""f=$(find {MODELS} -maxdepth 2 -name '*.safetensors' | sort | head -1)
+test -e "$f.whole" || cp -a "$f" "$f.whole"; truncate -s -1 "$f\""""
 SHARD_WHOLE = f"for f in $(find {MODELS} -maxdepth 2 -name '*.whole'); do mv \"$f\" \"${{f%.whole}}\"; done"
 
 WEIGHTS_AWAY = f'set -- $(find {MODELS} -maxdepth 2 -name \'*.safetensors\' | sort | tail -1); mv "$1" "$1.away"'
@@ -334,7 +335,7 @@ BREAKAGES: dict[str, Breakage] = {
     "stale-worker": Breakage(lab_fault("stale-worker", True), lab_fault("stale-worker", False)),
     "shm-leftovers": Breakage(lab_fault("shm-leftovers", True), lab_fault("shm-leftovers", False)),
     "weights-away": Breakage(sh(WEIGHTS_AWAY), sh(WEIGHTS_BACK), weight=0.5),
-    "shard-cut": Breakage(sh(SHARD_CUT), sh(SHARD_WHOLE), weight=0.5),
+    "shard-cut": Breakage(sh(SHARD_CUT), sh(SHARD_WHOLE), simulated=True, weight=0.5),
     # the link
     "link-down": Breakage(_link(False), _link(True), weight=2),
     **{
