@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+
+from free_port import free_port as free_port
 
 from sparkd.model.report import Gate, Intent, Phase, Report
 from sparkd.peer import questions
@@ -24,12 +25,6 @@ LIMIT_S = 30.0
 def run(test: Coroutine[Any, Any, None]) -> None:
     """The test in a loop of its own, with a limit."""
     asyncio.run(asyncio.wait_for(test, LIMIT_S))
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
 
 
 def report(node: str = WORKER, epoch: int = 1, reason: str = "") -> Report:

@@ -6,7 +6,6 @@ Every process of a lab carries its launch id in the environment, by which `end` 
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from free_port import free_port
 
 IMAGE = Path(__file__).parents[1] / "lab" / "image"
 FIELD = Path(__file__).parents[1] / "data" / "field"
 VLLM = IMAGE / "usr/local/bin/vllm"
 MAKE_MODEL = IMAGE / "opt/vllm-sim/make-model"
-WAIT_S = 20.0
+WAIT_S = 60.0  # of what takes one or two
 
 
 def wait_for(question: Callable[[], Any], limit_s: float = WAIT_S) -> Any:
@@ -32,11 +32,6 @@ def wait_for(question: Callable[[], Any], limit_s: float = WAIT_S) -> Any:
             return answer
         assert time.monotonic() < deadline, f"still waiting for {question}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def recorded(name: str) -> list[str]:
@@ -122,7 +117,12 @@ class Lab:
         return any("Application startup complete." in line for line in self.log(0))
 
     def wait_ready(self) -> None:
-        wait_for(self.ready)
+        try:
+            wait_for(self.ready)
+        except AssertionError:
+            logs = [node for node in (0, 1) if self.log_path(node).exists()]
+            said = "\n".join(f"node {node}: {line}" for node in logs for line in self.log(node)[-12:])
+            raise AssertionError(f"not ready after {WAIT_S:.0f} s\n{said}") from None
         self._note_segments()
 
     def log_path(self, node: int) -> Path:
