@@ -70,10 +70,8 @@ def _is_gone(directory: Path) -> bool:
     """Not so where it cannot be looked at: no start mends a sick disk."""
     try:
         directory.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     return False
 
 

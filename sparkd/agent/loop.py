@@ -147,9 +147,9 @@ class Agent:
         try:
             gone = self._store.settle()
         except OSError as error:
-            self._unsaved(error)
+            self._say_refused(error)
             return
-        self._is_saved()
+        self._say_taken()
         if gone:
             self.note("state.lost", f"{' and '.join(gone)} had gone from the disk: written again", alarm=True)
 
@@ -194,17 +194,17 @@ class Agent:
         try:
             self._store.save(saved)
         except OSError as error:
-            self._unsaved(error)
+            self._say_refused(error)
         else:
-            self._is_saved()
+            self._say_taken()
 
-    def _unsaved(self, error: OSError) -> None:
+    def _say_refused(self, error: OSError) -> None:
         if not self._refused:
             self._refused = True
             says = f"the state could not be saved ({error}): it is kept in /run, and a reboot would forget it"
             self.note("state.not-saved", says, alarm=True)
 
-    def _is_saved(self) -> None:
+    def _say_taken(self) -> None:
         if self._refused:
             self._refused = False
             self.note("state.saved", "the state is on disk again")

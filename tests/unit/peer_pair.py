@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from free_port import free_port as free_port
+from free_port import free_port
 
 from sparkd.model.report import Gate, Intent, Phase, Report
 from sparkd.peer import questions

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peer_pair import KEY, free_port, report
+from free_port import free_port
+from peer_pair import KEY, report
 
 from sparkd.agent.exchange import HeadExchange, Listening, WorkerExchange
 from sparkd.agent.ourselves import Ourselves

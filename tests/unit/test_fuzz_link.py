@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_port import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from sparkd.peer.client import LinkClient, PeerError
 from sparkd.peer.keys import Keyring
 from sparkd.peer.wire import DIAGNOSIS_MAX_BYTES, ExchangeRequest, Refusal, decode, pack, unpack
 from tests.unit.fuzzing import broken, examples, open_files, runs
-from tests.unit.peer_pair import KEY, WORKER, Head, free_port, report, run, serving, speaking
+from tests.unit.peer_pair import KEY, WORKER, Head, report, run, serving, speaking
 
 REQUEST = (
     b"POST /v1/exchange HTTP/1.1\r\nhost: x\r\nsparkd-from: spark2\r\nsparkd-to: spark1\r\nsparkd-session: "

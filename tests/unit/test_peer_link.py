@@ -7,9 +7,10 @@ import gc
 import logging
 
 import pytest
+from free_port import free_port
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peer_pair import HEAD, KEY, OTHER_KEY, WORKER, Head, Wire, free_port, report, run, send_raw, serving, speaking
+from peer_pair import HEAD, KEY, OTHER_KEY, WORKER, Head, Wire, report, run, send_raw, serving, speaking
 
 from sparkd.model.errors import SparkdError
 from sparkd.model.report import Intent, Report

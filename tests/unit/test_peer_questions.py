@@ -12,7 +12,8 @@ import time
 import zlib
 
 import pytest
-from peer_pair import HEAD, KEY, OTHER_KEY, WORKER, Head, Wire, free_port, report, run, send_raw, serving, speaking
+from free_port import free_port
+from peer_pair import HEAD, KEY, OTHER_KEY, WORKER, Head, Wire, report, run, send_raw, serving, speaking
 
 from sparkd.model.errors import SparkdError
 from sparkd.peer import questions, throughput, wire

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peer_pair import Head, free_port, report, run, serving, speaking
+from free_port import free_port
+from peer_pair import Head, report, run, serving, speaking
 
 from sparkd.peer.client import LinkClient, PeerRefused, PeerRejected, PeerUnreachable
 from sparkd.peer.listener import bind

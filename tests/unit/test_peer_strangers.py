@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from peer_pair import HEAD, KEY, OTHER_KEY, WORKER, Head, Wire, free_port, report, run, send_raw, serving, speaking
+from free_port import free_port
+from peer_pair import HEAD, KEY, OTHER_KEY, WORKER, Head, Wire, report, run, send_raw, serving, speaking
 
 from sparkd.peer.auth import Direction, Stamp, headers, new_nonce, session_id
 from sparkd.peer.client import PeerRejected
